@@ -1,0 +1,1 @@
+"""SPIFFE identities, X.509 issuance and key files."""

@@ -1,0 +1,1 @@
+"""pillion's control plane and its command line."""

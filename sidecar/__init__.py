@@ -1,0 +1,1 @@
+"""pillion's data plane: the sidecar that carries one service's traffic."""

@@ -1,0 +1,399 @@
+"""The sidecar, put together: the one module that knows every other.
+
+Starts identity, policy, listeners and admin in this order, reloads what changes, drains at the end. Invariants: nothing
+is served before identity and first policy are in place; a bad file changes nothing; after `run` returns no listener,
+connection or task is left.
+"""
+
+import gc
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from certs.files import IdentityError, IdentityFiles
+from sidecar.discovery.files import IdentityDirectory, PolicyFiles
+from sidecar.intercept.mark import can_mark
+from sidecar.intercept.nft import InterceptError
+from sidecar.intercept.ruleset import INBOUND_PORT, MARK, OUTBOUND_PORT, InterceptConfig
+from sidecar.intercept.startup import prepare
+from sidecar.model.load import Loaded
+from sidecar.model.problems import render
+from sidecar.model.snapshot import Snapshot
+from sidecar.plugins.loader import Loader
+from sidecar.policy.plan import PlanError
+from sidecar.proxy.accept import BindError, Gate, raise_nofile
+from sidecar.proxy.admin import Admin, AdminSources, bind_admin
+from sidecar.proxy.drain import drain
+from sidecar.proxy.tls import Identity
+from sidecar.proxy.world import World
+from sidecar.telemetry import process
+from sidecar.telemetry.access_log import AccessLog
+from sidecar.telemetry.logs import Logs
+from sidecar.telemetry.metrics import Registry
+
+from .assembly import Assembly, sticky_key_from
+from .entrance import Entrance
+
+log = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+NOTE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one sidecar runs. Addresses are (host, port); port 0 picks a free one; None: not served."""
+
+    service: str
+    policy: tuple[Path, ...]
+    identity: Path
+    apps: dict[str, Address] = field(default_factory=dict)  # port name, or "" for every port
+    inbound: Address | None = ("0.0.0.0", 15006)  # noqa: S104 - it admits only authenticated peers
+    outbound: Address | None = ("127.0.0.1", 15001)
+    admin: str | None = "127.0.0.1:15000"
+    strict: bool = False
+    intercept: bool = False
+    allow_filters: tuple[str, ...] = ()
+    filter_path: tuple[str, ...] = ()
+    access_log: str = "off"
+    log_level: str = "info"
+    log_format: str = "text"
+    grace_s: float = 20.0
+    ready_fd: int | None = None
+
+
+class StartError(Exception):
+    """The sidecar cannot start; the text says why and what to do."""
+
+
+class App:
+    """One running sidecar."""
+
+    def __init__(self, settings: Settings, logs: Logs, world: World, assembly: Assembly) -> None:
+        self.settings, self.logs, self.world, self.assembly = settings, logs, world, assembly
+        self.entrance = Entrance(
+            world, settings.service, intercept=settings.intercept, gate=Gate(turn=world.dialler.turn)
+        )
+        self.policy = PolicyFiles(settings.policy)
+        self.identity = IdentityDirectory(settings.identity)
+        self.ready = False
+        self.addresses: dict[str, str] = {}
+        self.revision = ""
+        self.snapshot = Snapshot()
+
+    # -- policy and identity
+
+    async def first_policy(self) -> None:
+        loaded = self.policy.load()
+        problem = await self._apply(loaded)
+        if problem is not None:
+            raise StartError(problem)
+
+    async def offered(self, loaded: Loaded) -> None:
+        """A policy that has changed on disk: taken as a whole, or refused with the reason."""
+        problem = await self._apply(loaded)
+        if problem is None:
+            self.world.meters.reloads_ok.inc()
+            log.info("policy %s is in force", self.revision)
+        else:
+            self.world.meters.reloads_failed.inc()
+            log.error("the new policy is refused, the old one (%s) serves on:\n%s", self.revision or "none", problem)
+
+    async def _apply(self, loaded: Loaded) -> str | None:
+        if loaded.problems:
+            text = render(loaded.problems, loaded.texts)
+            if loaded.snapshot is None:
+                return text
+            log.warning("policy: %s", text)
+        assert loaded.snapshot is not None
+        try:
+            listeners = self.entrance.prepare(loaded.snapshot)
+        except BindError as error:
+            return f"error: {error}"
+        try:
+            await self.assembly.apply(loaded.snapshot)
+        except PlanError as error:
+            listeners.close()
+            return "\n".join(f"error: {f'{source}: ' if source.file else ''}{text}" for source, text in error.problems)
+        self.entrance.adopt(listeners)
+        self.snapshot = loaded.snapshot
+        self.revision = loaded.snapshot.revision
+        return None
+
+    async def intercept(self) -> None:
+        """Put the ruleset right, now that somebody listens where it leads. Raises StartError."""
+        inbound, outbound = self.entrance.inbound, self.entrance.outbound
+        own = self.snapshot.services.get(self.settings.service)
+        config = InterceptConfig(
+            outbound_port=outbound[0].getsockname()[1] if outbound else OUTBOUND_PORT,
+            inbound_port=inbound[0].getsockname()[1] if inbound else INBOUND_PORT,
+            app_ports=tuple(port.number for port in own.ports) if own is not None and inbound else (),
+            strict=self.settings.strict,
+        )
+        try:
+            prepared = await trio.to_thread.run_sync(prepare, config)
+        except (InterceptError, ValueError) as error:
+            raise StartError(f"error: {error}") from error
+        self.world.strict = self.world.strict or prepared.strict
+        log.info("%s", prepared)
+
+    def identity_changed(self, identity: IdentityFiles) -> None:
+        old = self.world.identity.current
+        if identity.trust_domain != old.trust_domain or str(identity.spiffe_id) != old.spiffe_id:
+            log.error("the new identity is %s, not %s: refused", identity.spiffe_id, old.spiffe_id)
+            return
+        self.world.identity.replace(identity)
+        lost = old.identity.bundle.diff(identity.bundle).lost
+        log.info("identity renewed: %s until %s", identity.spiffe_id, identity.not_after.isoformat())
+        if lost:
+            log.warning("%d roots left the bundle: connections that may rely on them end within 5 s", len(lost))
+            self.world.reactor.call(self.world.distrust)
+
+    def identity_problem(self, error: IdentityError) -> None:
+        log.error("the identity on disk cannot be used, the old one serves on: %s", error)
+
+    async def reload(self) -> None:
+        """Everything again, whether or not it seems to have changed (SIGHUP)."""
+        self.logs.reopen()
+        self.world.access.reopen()
+        await self.offered(await trio.to_thread.run_sync(self.policy.load))
+        try:
+            self.identity_changed(await trio.to_thread.run_sync(self.identity.load))
+        except IdentityError as error:
+            self.identity_problem(error)
+
+    # -- what admin shows
+
+    def sources(self) -> AdminSources:
+        return AdminSources(
+            metrics=lambda openmetrics: self.world.registry.render(openmetrics=openmetrics),
+            livez=lambda: (),
+            readyz=self.missing,
+            config=self.config,
+            clusters=self.clusters,
+            set_log_level=self.logs.set_level,
+        )
+
+    def missing(self) -> list[str]:
+        if self.world.draining:
+            return ["draining"]
+        return [] if self.ready else ["not every listener is open yet"]
+
+    def config(self) -> object:
+        settings = asdict(self.settings)
+        identity = self.world.identity.current.identity
+        return {
+            "service": self.settings.service,
+            "addresses": self.addresses,
+            "identity": {
+                "spiffe_id": str(identity.spiffe_id),
+                "not_after": identity.not_after.isoformat(),
+                "fingerprint": identity.fingerprint,
+            },
+            "policy": {
+                "revision": self.revision,
+                "files": [str(path) for path in self.settings.policy],
+                "services": self.world.plans.service_names(),
+            },
+            "settings": json.loads(json.dumps(settings, default=str)),
+            "filters": self.assembly.names(),
+        }
+
+    def clusters(self) -> Iterator[dict[str, object]]:
+        now = self.world.clock()
+        for (side, service, port), cluster in list(self.world.state.clusters.items()):
+            for endpoint in list(cluster.endpoints.values()):
+                yield {
+                    "side": side,
+                    "service": service,
+                    "port": port,
+                    "endpoint": endpoint.key,
+                    "version": endpoint.version,
+                    "tls": endpoint.tls.value,
+                    "healthy": endpoint.healthy,
+                    "breaker": endpoint.breaker.state(now),
+                    "active": endpoint.active,
+                    "idle": len(endpoint.idle),
+                    "successes": endpoint.successes,
+                    "failures": endpoint.failures,
+                    "service_active": cluster.active,
+                    "service_connections": cluster.connections,
+                    "service_waiting": len(cluster.waiters),
+                    "service_attempts": cluster.attempts,
+                    "service_retries": cluster.retries,
+                    "retry_budget": round(cluster.budget.balance(now), 1),
+                }
+
+
+def start_identity(directory: Path, service: str) -> IdentityFiles:
+    """The identity to begin with. Raises StartError."""
+    try:
+        identity = IdentityDirectory(directory).load()
+    except IdentityError as error:
+        raise StartError(f"error: identity: {error}") from error
+    if identity.spiffe_id.service != service:
+        raise StartError(
+            f"error: identity: {directory} is of {identity.spiffe_id}, but this sidecar is of service {service}; "
+            f"issue one with: pillion ca issue --service {service}"
+        )
+    return identity
+
+
+async def serve(settings: Settings, logs: Logs, identity: IdentityFiles, access: AccessLog) -> int:
+    """Run until a signal ends it; the exit code."""
+    raise_nofile()
+    registry = Registry(trio.current_time)
+    process.register(registry)
+
+    def note(kind: str, text: str) -> None:
+        times = logs.once_per(kind, NOTE_EVERY_S)
+        if times:
+            log.warning("%s%s", text, f" ({times} times since it was last said)" if times > 1 else "")
+
+    async with trio.open_nursery() as nursery:
+        holder = Identity(identity)
+        mark = _mark(settings)
+        world = World(nursery, registry, holder, access, note, strict=settings.strict, mark=mark)
+        holder.sni = world.serves_sni
+        holder.replace(identity)
+        loader = Loader(settings.allow_filters, settings.filter_path)
+        assembly = Assembly(world, loader, settings.service, settings.apps, sticky_key_from(identity.key_pem))
+        app = App(settings, logs, world, assembly)
+        _observe(app, access)
+        nursery.start_soon(world.reactor.run)
+        nursery.start_soon(world.sweep)
+        try:
+            await _start(app, nursery)
+            await _until_ended(app, nursery)
+        finally:
+            with trio.CancelScope(shield=True):
+                await assembly.aclose()
+        nursery.cancel_scope.cancel()
+    return EXIT_OK
+
+
+async def _start(app: App, nursery: trio.Nursery) -> None:
+    """Policy, listeners, admin; then tell whoever waits that traffic may come."""
+    settings = app.settings
+    try:
+        await app.first_policy()
+        app.entrance.open(settings.inbound, settings.outbound)
+        if settings.admin is not None:
+            sock = bind_admin(settings.admin)
+            app.entrance.sockets.append(sock)
+            app.addresses["admin"] = settings.admin if settings.admin.startswith("unix:") else _shown(sock)
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            nursery.start_soon(Admin(app.sources()).serve, [listener])
+    except (BindError, OSError, ValueError) as error:
+        raise StartError(f"error: {error}") from error
+    app.entrance.serve(nursery)
+    app.addresses.update(app.entrance.addresses())
+    if settings.intercept:
+        await app.intercept()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
+    app.ready = True
+    nursery.start_soon(app.policy.watch, app.offered)
+    nursery.start_soon(app.identity.watch, app.identity_changed, app.identity_problem)
+    words = ", ".join(f"{name} {where}" for name, where in app.addresses.items())
+    log.info("ready: service %s, policy %s, %s", settings.service, app.revision, words)
+    if settings.ready_fd is not None:
+        os.write(settings.ready_fd, json.dumps(app.addresses).encode() + b"\n")
+        os.close(settings.ready_fd)
+
+
+async def _until_ended(app: App, nursery: trio.Nursery) -> None:
+    """Serve signals: reload on HUP, drain on TERM and INT, end at once on the second."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        ending = False
+        async for number in signals:
+            if number == signal.SIGHUP:
+                nursery.start_soon(app.reload)
+            elif ending:
+                log.warning("%s again: ending at once", signal.Signals(number).name)
+                return
+            else:
+                ending = True
+                log.info("%s: draining", signal.Signals(number).name)
+                nursery.start_soon(_drain, app, nursery)
+
+
+async def _drain(app: App, nursery: trio.Nursery) -> None:
+    await drain(app.world, app.entrance, app.settings.grace_s)
+    log.info("drained")
+    nursery.cancel_scope.cancel()
+
+
+def _observe(app: App, access: AccessLog) -> None:
+    """Wire what the data path counts to the metrics."""
+    world, meters = app.world, app.world.meters
+    try:
+        installed = version("pillion")
+    except PackageNotFoundError:
+        installed = "unknown"
+    meters.build_info(installed, platform.python_version(), lambda: app.revision)
+    meters.certificate_expiry(lambda: world.identity.current.identity.not_after.timestamp())
+    meters.log_drops("access", lambda: access.dropped)
+    meters.log_drops("own", lambda: app.logs.dropped)
+    world.observe()
+
+    def crashed(exc: Exception) -> None:
+        meters.crashes.inc("connection")
+        log.error("a connection was ended by an unexpected error", exc_info=exc)
+
+    world.reactor.on_crash = crashed
+
+
+def _mark(settings: Settings) -> int | None:
+    if not settings.intercept:
+        return None
+    return MARK if can_mark(MARK) else None
+
+
+def _shown(sock: Any) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def run(settings: Settings) -> int:
+    """The whole life of a sidecar process; the exit code. Errors of start-up go to stderr."""
+    logs = Logs(clock=time.monotonic, level=settings.log_level, style=settings.log_format)
+    access: AccessLog | None = None
+    try:
+        identity = start_identity(settings.identity, settings.service)
+        access = AccessLog.of(settings.access_log, time.time)
+        return trio.run(partial(serve, settings, logs, identity, access))
+    except BaseException as exc:
+        return _ended_by(exc, logs)
+    finally:
+        if access is not None:
+            access.close()
+        logs.close()
+
+
+def _ended_by(exc: BaseException, logs: Logs) -> int:
+    """The exit code for an exception; one that is expected is said plainly, any other is a bug and goes up."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    if isinstance(exc, StartError):
+        logs.close()
+        print(exc, file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    if isinstance(exc, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    raise exc

@@ -1,0 +1,231 @@
+"""Warnings: what is valid and yet surely not meant.
+
+Works on a whole Snapshot, by the provenance of its values. Only what is certain is warned of. Must not know files, nor
+change anything. Of values that many routes inherit, one warning is given, at the place that states them.
+"""
+
+from .problems import Sink
+from .snapshot import (
+    NONE,
+    AuthzLevel,
+    Level,
+    Match,
+    Origin,
+    Protocol,
+    Route,
+    Service,
+    Snapshot,
+    ValueMatch,
+)
+from .source import BUILT_IN, Source
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+_COMPARED_MAX = 100  # of each path: what lies beyond is not warned of
+_OWN = (Level.SERVICE, Level.ROUTE)
+
+
+def lint(snapshot: Snapshot, sink: Sink) -> None:
+    for service in snapshot.services.values():
+        _shadowed(service, sink)
+        for route in service.routes:
+            _tries(route, sink)
+            _unsafe_retries(route, sink)
+            _inert_retries(route, sink)
+        _inert(service, sink)
+    _retry_layers(snapshot, sink)
+
+
+def _stated(*origins: Origin) -> Source:
+    """The place nearest to the user: that of the strongest level."""
+    return max(origins, key=lambda origin: list(Level).index(origin.level)).source
+
+
+def _shadowed(service: Service, sink: Sink) -> None:
+    """The earlier routes are filed by path, so that many routes cost little."""
+    by_path: dict[str | None, list[Route]] = {}
+    for route in service.routes:
+        if route.source == service.source and route.name == "default":
+            continue  # the catch-all that is always there
+        shadow = next(
+            (
+                wide
+                for key in _wider_paths(route.match)
+                for wide in by_path.get(key, ())
+                if covers(wide.match, route.match)
+            ),
+            None,
+        )
+        if shadow is not None:
+            sink.warning(
+                "P0301",
+                f'the route "{route.name}" of `{service.name}` can never be reached',
+                route.source,
+                label=f'"{shadow.name}" takes all its requests ({shadow.source})',
+                help="put it before that one, or remove it",
+            )
+        else:
+            earlier = by_path.setdefault(route.match.path, [])
+            if len(earlier) < _COMPARED_MAX:
+                earlier.append(route)
+
+
+def _wider_paths(match: Match) -> list[str | None]:
+    """The patterns of an earlier route that may cover this one's path."""
+    paths: list[str | None] = [None, "/**"]
+    if match.path is not None:
+        parts = match.path.split("/")
+        paths += [match.path] + ["/".join(parts[:count]) + "/**" for count in range(2, len(parts) + 1)]
+    return list(dict.fromkeys(paths))
+
+
+def covers(wide: Match, narrow: Match) -> bool:
+    """Whether every request that `narrow` matches is surely matched by `wide`; its path is one of `_wider_paths`."""
+    if wide.path not in _wider_paths(narrow):
+        return False
+    if wide.path is not None and wide.path.endswith("/**") and narrow.path is not None:
+        lead = wide.path.removesuffix("/**")
+        if narrow.path != wide.path and "*" in lead:
+            return False
+    if wide.path_regex is not None and wide.path_regex != narrow.path_regex:
+        return False
+    for broad, tight in ((wide.methods, narrow.methods), (wide.callers, narrow.callers)):
+        if broad is not None and (tight is None or not tight <= broad):
+            return False
+    return _values_cover(wide.headers, narrow.headers) and _values_cover(wide.query, narrow.query)
+
+
+def _values_cover(wide: tuple[tuple[str, ValueMatch], ...], narrow: tuple[tuple[str, ValueMatch], ...]) -> bool:
+    asked = dict(narrow)
+    return all(name in asked and (value == asked[name] or value.kind == "present") for name, value in wide)
+
+
+def _tries(route: Route, sink: Sink) -> None:
+    timeouts, tries = route.timeouts, route.retry.max_retries + 1
+    if tries == 1 or timeouts.try_s == NONE or timeouts.total_s == NONE or timeouts.try_s * tries <= timeouts.total_s:
+        return
+    one, total, retries = (route.provenance[key] for key in ("timeout.try", "timeout.total", "retry.max_retries"))
+    if timeouts.try_s >= timeouts.total_s:
+        message = f"`timeout.try` ({one.value}) leaves no time for a retry within `timeout.total` ({total.value})"
+    else:
+        message = f"{tries} tries of {one.value} may take longer than `timeout.total` ({total.value})"
+    at = _stated(one, total, retries)
+    others = [
+        f"{key} {origin.value} ({origin.source})"
+        for key, origin in (("try", one), ("total", total), ("max_retries", retries))
+        if origin.source != at
+    ]
+    sink.warning("P0302", message, at, ", ".join(others), "shorten `try`, lengthen `total`, or retry less")
+
+
+def _unsafe_retries(route: Route, sink: Sink) -> None:
+    methods = route.retry.methods
+    if methods is None or not route.retry.max_retries:
+        return
+    asked = route.match.methods
+    unsafe = methods - _SAFE if asked is None or "any" in methods else (methods & asked) - _SAFE
+    if unsafe and not (asked is not None and asked <= _SAFE):
+        origin = route.provenance["retry.methods"]
+        sink.warning(
+            "P0303",
+            f"requests that are not safe to repeat are retried: {', '.join(sorted(unsafe))}",
+            origin.source,
+            help="leave retry.methods out and let callers send an Idempotency-Key",
+        )
+
+
+def _inert_retries(route: Route, sink: Sink) -> None:
+    """What is stated of retries that cannot happen."""
+    retry, origins = route.retry, route.provenance
+    none = origins["retry.max_retries"]
+    if not retry.max_retries:
+        for key in ("when", "methods", "base", "max"):
+            origin = origins[f"retry.{key}"]
+            if origin.level in _OWN and none.level in _OWN:
+                sink.warning("P0305", f"`retry.{key}` never acts: max_retries is 0", origin.source, _where(none))
+    elif "timeout" in retry.failures and route.timeouts.try_s == NONE:
+        when = origins["retry.when"]
+        sink.warning(
+            "P0305",
+            "`timeout` in `retry.when` never acts: no `timeout.try` is set",
+            when.source,
+            help="set timeout.try",
+        )
+
+
+def _where(origin: Origin) -> str:
+    return "" if origin.source == BUILT_IN else f"stated at {origin.source}"
+
+
+def _inert(service: Service, sink: Sink) -> None:
+    origins = service.provenance
+    limits, breaker = service.limits, service.circuit_breaker
+    most = origins["limits.connections"]
+    if limits.requests < limits.connections and most.level in _OWN:
+        sink.warning(
+            "P0305",
+            f"`limits.connections` ({limits.connections}) can never be reached: `limits.requests` is {limits.requests}",
+            most.source,
+            _where(origins["limits.requests"]),
+        )
+    if breaker.max_open_s < breaker.open_for_s:
+        first, longest = origins["circuit_breaker.open_for"], origins["circuit_breaker.max_open"]
+        sink.warning(
+            "P0305",
+            f"`circuit_breaker.open_for` ({first.value}) never holds: `max_open` is {longest.value}",
+            _stated(first, longest),
+        )
+    for name, labels in service.versions.items():
+        if service.endpoints and not any(labels.items() <= each.labels.items() for each in service.endpoints):
+            sink.warning(
+                "P0305",
+                f'no address of `{service.name}` carries the labels of the version "{name}"',
+                service.source,
+                help="add labels to an address; until then requests for the version are refused",
+            )
+    if service.ports and all(port.protocol is Protocol.TCP for port in service.ports):
+        _tcp_only(service, sink)
+
+
+def _tcp_only(service: Service, sink: Sink) -> None:
+    for route in service.routes:
+        if route.source != service.source:
+            sink.warning("P0305", f"routes never act on `{service.name}`: its ports speak TCP", route.source)
+            break
+    for level in service.authz:
+        if level.level is Level.SERVICE:
+            _tcp_rules(service, level, sink)
+
+
+def _tcp_rules(service: Service, level: AuthzLevel, sink: Sink) -> None:
+    for rule in level.allow or ():
+        if rule.http_only:
+            message = f"this rule never allows anything: the ports of `{service.name}` speak TCP"
+            sink.warning("P0305", message, rule.source, help="allow by `from` alone")
+    for rule in level.deny:
+        if rule.http_only:
+            message = f"this rule denies whatever its HTTP conditions: the ports of `{service.name}` speak TCP"
+            sink.warning("P0305", message, rule.source, help="deny by `from` alone")
+
+
+def _retry_layers(snapshot: Snapshot, sink: Sink) -> None:
+    """A calls B, B calls C, and both B and C are retried on purpose."""
+    own: dict[str, Origin] = {}
+    for service in snapshot.services.values():
+        for route in service.routes:
+            for key in ("retry.max_retries", "retry.when"):
+                origin = route.provenance[key]
+                if route.retry.max_retries and origin.level in _OWN:
+                    own.setdefault(service.name, origin)
+    callers = {call for service in snapshot.services.values() for call in service.calls}
+    for service in snapshot.services.values():
+        if service.name not in own or service.name not in callers:
+            continue
+        for name, call in service.calls.items():
+            if name in own and call.max_retries != 0:
+                sink.warning(
+                    "P0306",
+                    f"`{service.name}` and `{name}`, which it calls, are both retried",
+                    own[name].source,
+                    label=f"`{service.name}` is retried too ({own[service.name].source})",
+                    help="retry at one hop of a call path; the tries multiply",
+                )

@@ -1,0 +1,183 @@
+"""Precedence: built-in < defaults < service < route < enforced; the closest wins, field by field.
+
+Maps merge by key, scalars and lists replace, null restores the built-in, `{min, max}` under `enforced` clamps. Every
+effective value carries its Origin. Must not know authorization, whose levels add up (rules.py). Invariant: an
+Effective is never changed; what states nothing gives the very same object back.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import BUDGET, SETTINGS, walk
+from .forms import failures_and_statuses
+from .kinds import RESET, Block, Clamp, Stated
+from .snapshot import (
+    Budget,
+    CircuitBreaker,
+    FilterUse,
+    Level,
+    Limits,
+    Origin,
+    RateLimit,
+    Retry,
+    Timeouts,
+)
+from .source import BUILT_IN
+from .tables import Field, Table
+
+_IDLE_TCP = "timeout.idle_tcp"  # hidden: follows timeout.idle, with another built-in
+
+LEAVES: Mapping[str, Field] = dict(walk(SETTINGS))
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin]
+
+
+def _built_in(path: str, declared: Field) -> Origin:
+    return Origin(declared.builtin_text or declared.kind.format(declared.builtin), Level.BUILT_IN, BUILT_IN)
+
+
+BUILT_IN_SETTINGS = Effective(
+    {path: declared.builtin for path, declared in LEAVES.items()} | {_IDLE_TCP: Timeouts().idle_tcp_s},
+    {path: _built_in(path, declared) for path, declared in LEAVES.items()},
+)
+
+
+def apply(below: Effective, level: Level, block: Block | None, table: Table) -> Effective:
+    """What holds after one more level has spoken; `table` says which keys of the block count."""
+    if block is None:
+        return below
+    stated = list(_leaves(block, table, ""))
+    if not stated:
+        return below
+    values, origins = dict(below.values), dict(below.origins)
+    for path, each in stated:
+        before = origins[path]
+        value: Any
+        if isinstance(each.value, Clamp):
+            value = _clamped(each.value, values[path])
+            if path == "timeout.idle":
+                values[_IDLE_TCP] = _clamped(each.value, values[_IDLE_TCP])
+            if value == values[path]:
+                continue
+        elif each.value is RESET:
+            value = LEAVES[path].builtin if path != "retry.max" else 10 * values["retry.base"]
+            if path == "timeout.idle":
+                values[_IDLE_TCP] = Timeouts().idle_tcp_s
+        else:
+            value = each.value
+            if path == "timeout.idle":
+                values[_IDLE_TCP] = value
+        text = BUILT_IN_SETTINGS.origins[path].value if each.value is RESET else LEAVES[path].kind.format(value)
+        values[path] = value
+        origins[path] = Origin(text, level, each.key.source, (_alone(before), *before.overrode))
+        if path == "retry.base" and origins["retry.max"].value == LEAVES["retry.max"].builtin_text:
+            values["retry.max"] = 10 * value  # stated nowhere, it follows
+    return Effective(values, origins)
+
+
+def _alone(origin: Origin) -> Origin:
+    return origin if not origin.overrode else Origin(origin.value, origin.level, origin.source)
+
+
+def _clamped(clamp: Clamp, value: Any) -> Any:
+    if value is None:
+        return None  # nothing is stated that could be clamped
+    if clamp.minimum is not None and value < clamp.minimum:
+        return clamp.minimum
+    if clamp.maximum is not None and value > clamp.maximum:
+        return clamp.maximum
+    return value
+
+
+def _leaves(block: Block, table: Table, prefix: str) -> Iterator[tuple[str, Stated]]:
+    for declared in table.fields:
+        stated = block.fields.get(declared.key)
+        if stated is None or declared.later:
+            continue
+        path = prefix + declared.key
+        if not isinstance(declared.kind, Table):
+            yield path, stated
+        elif stated.value is RESET:
+            for leaf, _ in walk(declared.kind, f"{path}."):
+                yield leaf, stated
+        else:
+            yield from _leaves(stated.value, declared.kind, f"{path}.")
+
+
+def timeouts_of(effective: Effective) -> Timeouts:
+    values = effective.values
+    return Timeouts(
+        total_s=values["timeout.total"],
+        try_s=values["timeout.try"],
+        idle_s=values["timeout.idle"],
+        body_s=values["timeout.body"],
+        connect_s=values["timeout.connect"],
+        idle_tcp_s=values[_IDLE_TCP],
+    )
+
+
+def retry_of(effective: Effective) -> Retry:
+    values = effective.values
+    failures, statuses = failures_and_statuses(values["retry.when"])
+    methods = values["retry.methods"]
+    return Retry(
+        max_retries=values["retry.max_retries"],
+        failures=failures,
+        statuses=statuses,
+        methods=None if methods is None else frozenset(methods),
+        base_s=values["retry.base"],
+        max_s=values["retry.max"],
+        max_server_delay_s=values["retry.max_server_delay"],
+        honour_retry_after=values["retry.honour_retry_after"],
+        budget=Budget(**{each.key: values[f"retry.budget.{each.key}"] for each in BUDGET.fields}),
+    )
+
+
+def limits_of(effective: Effective) -> Limits:
+    values = effective.values
+    return Limits(values["limits.connections"], values["limits.pending"], values["limits.requests"])
+
+
+def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
+    values = effective.values
+    return CircuitBreaker(
+        consecutive_failures=values["circuit_breaker.consecutive_failures"],
+        open_for_s=values["circuit_breaker.open_for"],
+        max_open_s=values["circuit_breaker.max_open"],
+        success_rate=values["circuit_breaker.success_rate"] or None,
+    )
+
+
+def rate_limit_of(effective: Effective) -> RateLimit | None:
+    """Its source is where `requests` is stated: routes that inherit one limit share that place."""
+    values = effective.values
+    requests = values["rate_limit.requests"]
+    if requests is None:
+        return None
+    key = values["rate_limit.key"]
+    return RateLimit(
+        requests=requests,
+        per_s=values["rate_limit.per"],
+        burst=requests if values["rate_limit.burst"] is None else values["rate_limit.burst"],
+        key=None if key == "none" else key.lower(),
+        source=effective.origins["rate_limit.requests"].source,
+    )
+
+
+def filters_of(effective: Effective) -> tuple[FilterUse, ...]:
+    return tuple(
+        FilterUse(
+            use=block.get("use"),
+            config=block.get("with") or {},
+            side=block.get("side") or "in",
+            on_error=block.get("on_error"),
+            source=block.node.source,
+        )
+        for block in effective.values["filters"]
+        if block.get("use") is not None
+    )

@@ -1,0 +1,342 @@
+"""What a sidecar serves by: the effective policy of every service, as frozen values.
+
+A Snapshot is complete and validated: merged by precedence (built-in < defaults < service < route < enforced), every
+name resolved, every duration in seconds, every limit a number. It is plain data: compiled matchers, breakers and
+pools live elsewhere and are built from it. Invariant: two equal policies give equal snapshots.
+Sources differ (a file, a control plane), this type does not.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .source import BUILT_IN, Source
+
+NONE = math.inf
+"""A duration that never ends ("none" in the policy file)."""
+
+
+class Protocol(Enum):
+    """The protocol of a service's port."""
+
+    HTTP = "http"
+    TCP = "tcp"
+
+
+class Tls(Enum):
+    """How a caller's sidecar reaches an endpoint."""
+
+    MESH = "mesh"  # a sidecar is there: mutual TLS, SPIFFE identity
+    ORIGINATE = "originate"  # an ordinary TLS server, checked by host name
+    PLAIN = "plain"
+
+
+class Mtls(Enum):
+    """What an inbound listener admits."""
+
+    STRICT = "strict"
+    PERMISSIVE = "permissive"
+    OFF = "off"
+
+
+class PathHandling(Enum):
+    STRICT = "strict"
+    OPAQUE = "opaque"
+
+
+class Level(Enum):
+    """Where an effective value comes from, weakest first."""
+
+    BUILT_IN = "built-in"
+    DEFAULTS = "defaults"
+    SERVICE = "service"
+    ROUTE = "route"
+    CALLER = "caller"  # tightened under `calls`
+    ENFORCED = "enforced"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The provenance of one effective value: its text, its level, its place, and what it overrode (nearest first)."""
+
+    value: str
+    level: Level
+    source: Source
+    overrode: tuple["Origin", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; NONE where there is no limit. Meanings: docs/policy.md, Timeouts."""
+
+    total_s: float = 15.0
+    try_s: float = NONE
+    idle_s: float = 300.0
+    body_s: float = NONE
+    connect_s: float = 5.0
+    idle_tcp_s: float = 3600.0  # equals idle_s where the policy states `idle`
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    percent: float = 20.0
+    min_per_second: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """`failures` holds the words connect-error, refused-stream, reset, timeout; `statuses` the HTTP status codes."""
+
+    max_retries: int = 1
+    failures: frozenset[str] = frozenset({"connect-error", "refused-stream", "reset"})
+    statuses: frozenset[int] = frozenset()
+    grpc: frozenset[int] = frozenset()
+    methods: frozenset[str] | None = None  # None: the safe ones; "any" is every method
+    base_s: float = 0.025
+    max_s: float = 0.25
+    max_server_delay_s: float = 5.0
+    honour_retry_after: bool = True
+    budget: Budget = Budget()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    connections: int = 1024
+    pending: int = 1024
+    requests: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreaker:
+    consecutive_failures: int = 7
+    open_for_s: float = 1.0
+    max_open_s: float = 60.0
+    success_rate: float | None = None  # percent
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    requests: int
+    per_s: float
+    burst: int
+    key: str | None = None  # None, "caller", "address" or "header:NAME"
+    source: Source = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
+class ValueMatch:
+    """One header or query value: `kind` is exact, prefix, regex or present."""
+
+    kind: str
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """None or empty: matches everything. Paths are globs; header and query names are lower case and exact."""
+
+    path: str | None = None
+    path_regex: str | None = None
+    methods: frozenset[str] | None = None
+    headers: tuple[tuple[str, ValueMatch], ...] = ()
+    query: tuple[tuple[str, ValueMatch], ...] = ()
+    callers: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of authorization. None: any. `callers` are service names of the own trust domain or SPIFFE IDs."""
+
+    name: str  # e.g. "services.reviews.authz.allow[0]"
+    callers: tuple[str, ...] | None = None
+    methods: frozenset[str] | None = None
+    paths: tuple[str, ...] | None = None
+    headers: tuple[tuple[str, ValueMatch], ...] = ()
+    message: str | None = None
+    source: Source = BUILT_IN
+
+    @property
+    def http_only(self) -> bool:
+        """Whether the rule asks for an attribute that plain TCP does not have."""
+        return self.methods is not None or self.paths is not None or bool(self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthzLevel:
+    """What one level of a policy says of authorization. `allow` None: nothing stated (an empty tuple states nothing
+    too, but as a ceiling it refuses everything)."""
+
+    level: Level
+    allow: tuple[Rule, ...] | None = None
+    deny: tuple[Rule, ...] = ()
+    default: str | None = None  # mesh | allow | deny
+    mode: str | None = None  # enforce | audit
+    source: Source = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderEdit:
+    """Applied in the order remove, set, add. Names are lower case."""
+
+    set: tuple[tuple[str, str], ...] = ()
+    add: tuple[tuple[str, str], ...] = ()
+    remove: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.add or self.remove)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Percentages are 0 to 100; the delay comes before the abort."""
+
+    delay_s: float = 0.0
+    delay_percent: float = 100.0
+    abort_status: int | None = None
+    abort_percent: float = 100.0
+    source: Source = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
+class FilterUse:
+    """One use of a filter: an entry point's name, or `module:Class`. `config` is plain JSON data."""
+
+    use: str
+    config: Mapping[str, object] = field(default_factory=dict)
+    side: str = "in"  # in | out
+    on_error: str | None = None  # closed | open; None: as the filter declares
+    source: Source = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    status: int
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    to: str
+    status: int = 302
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    path: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sticky:
+    cookie: str
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What serves when the chosen version has no endpoint: another version, another service, or a fixed response."""
+
+    version: str | None = None
+    service: str | None = None
+    respond: Respond | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """`version` None: every endpoint of the service."""
+
+    version: str | None
+    weight: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route with its effective values. A service always ends with a catch-all (`default` where none is written)."""
+
+    name: str
+    match: Match = Match()
+    destinations: tuple[Destination, ...] = (Destination(None),)
+    timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
+    authz: tuple[AuthzLevel, ...] = ()  # effective stack: defaults, service, route, enforced; absent levels left out
+    rate_limit: RateLimit | None = None
+    fault: Fault | None = None
+    filters: tuple[FilterUse, ...] = ()
+    request_headers: HeaderEdit = HeaderEdit()
+    response_headers: HeaderEdit = HeaderEdit()
+    sticky: Sticky | None = None
+    fallback: Fallback | None = None
+    respond: Respond | None = None
+    redirect: Redirect | None = None
+    rewrite: Rewrite | None = None
+    upgrade: frozenset[str] = frozenset()  # lower-case Upgrade tokens that may pass
+    source: Source = BUILT_IN
+    provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    name: str
+    number: int  # the application's port
+    protocol: Protocol = Protocol.HTTP
+    path_handling: PathHandling | None = None  # None: strict where path rules exist, else opaque
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One static address. `identity`: the SPIFFE ID that must answer; None: the service's own."""
+
+    host: str
+    port: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    weight: int = 1
+    tls: Tls = Tls.MESH
+    identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one caller says of a service that it depends on. Timeouts and retries may only tighten: NONE and None mean
+    'as the service says'."""
+
+    service: str
+    port: str | None = None
+    local_port: int | None = None
+    total_s: float = NONE
+    try_s: float = NONE
+    idle_s: float = NONE
+    body_s: float = NONE
+    connect_s: float = NONE
+    max_retries: int | None = None
+    source: Source = BUILT_IN
+    provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    ports: tuple[Port, ...] = ()
+    endpoints: tuple[EndpointSpec, ...] = ()
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # version -> labels that select it
+    routes: tuple[Route, ...] = ()
+    balance: str = "least-request"  # or round-robin
+    limits: Limits = Limits()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+    timeouts: Timeouts = Timeouts()  # for TCP ports; routes carry their own
+    authz: tuple[AuthzLevel, ...] = ()  # for TCP ports; routes carry their own
+    mtls: Mtls = Mtls.STRICT
+    pool_idle_s: float | None = None  # None: 4 s towards the application, 60 s between sidecars
+    max_connection_age_s: float = NONE
+    calls: Mapping[str, Call] = field(default_factory=dict)
+    owners: tuple[str, ...] = ()
+    source: Source = BUILT_IN
+    provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`revision` names the state it was built from: for files a digest of their content."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)
+    revision: str = ""

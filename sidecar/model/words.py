@@ -1,0 +1,273 @@
+"""What names, addresses, paths, headers and identities look like: checks on single texts.
+
+Each check returns None, or (what is wrong, what to do). Pure; must not know where in a policy a text stands. A path
+pattern that passes here compiles in sidecar.policy.
+"""
+
+import re
+from ipaddress import ip_address
+
+Wrong = tuple[str, str] | None
+
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+TOKEN_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"  # noqa: S105
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_ROUTE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*\Z")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}\Z")
+_SPIFFE_SEGMENT = re.compile(r"[A-Za-z0-9._-]+\Z")
+_FILTER_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
+_FILTER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
+_PATH = re.compile(r"/[\x21-\x7e]*\Z")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_REFUSED_ESCAPE = re.compile(r"%([01][0-9A-Fa-f]|2[Ff]|5[Cc]|7[Ff])")
+
+SEGMENTS_MAX = 64
+REGEX_INSTRUCTIONS_MAX = 1000
+
+STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+
+# Fields that frame the message, belong to one connection, or carry what the sidecar alone may say.
+_OWN_HEADERS = frozenset(
+    {
+        "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade", "x-forwarded-client-cert", "x-request-deadline-ms",
+    }
+)  # fmt: skip
+
+
+def label(text: str) -> Wrong:
+    """A service, version, port or team: one DNS label (RFC 1123)."""
+    if _LABEL.match(text):
+        return None
+    help = "lower-case letters, digits and inner hyphens, at most 63 characters"
+    if _LABEL.match(text.lower().replace("_", "-")):
+        help = f'write "{text.lower().replace("_", "-")}"'
+    return f'"{_short(text)}" is not a valid name', help
+
+
+def route_name(text: str) -> Wrong:
+    if _ROUTE.match(text):
+        return None
+    help = "letters, digits, inner hyphens, dots and underscores; at most 63"
+    return f'"{_short(text)}" is not a valid route name', help
+
+
+def method(text: str) -> Wrong:
+    if not _TOKEN.match(text):
+        return f'"{_short(text)}" is not an HTTP method', "for example GET"
+    if text != text.upper() and text.upper() in STANDARD_METHODS:
+        return f'"{text}" is not an HTTP method: methods are in upper case', f"write {text.upper()}"
+    return None
+
+
+def retry_method(text: str) -> Wrong:
+    return None if text == "any" else method(text)
+
+
+def header_name(text: str) -> Wrong:
+    if _TOKEN.match(text):
+        return None
+    help = "pseudo-headers have matches of their own, such as path and methods" if text.startswith(":") else ""
+    return f'"{_short(text)}" is not a header name', help or "letters, digits and hyphens"
+
+
+def edited_header(text: str) -> Wrong:
+    """A header that a route may set, add or remove."""
+    wrong = header_name(text)
+    if wrong is not None:
+        return wrong
+    spelled = text.lower().replace("_", "-")
+    if spelled == "host":
+        return 'the header "host" cannot be edited', "use rewrite: {host: ...}"
+    if spelled in _OWN_HEADERS or spelled.startswith(("x-pillion-", "x-forwarded-")):
+        return f'the header "{_short(text)}" cannot be edited', "the sidecar alone writes it"
+    return None
+
+
+def header_value(text: str) -> Wrong:
+    if not _VALUE.match(text):
+        return "a header value cannot hold control characters or line breaks", "remove them"
+    if text != text.strip(" \t"):
+        return "a header value cannot begin or end with white space", "remove it"
+    return None
+
+
+def plain_text(text: str) -> Wrong:
+    if "\0" in text:
+        return "the text holds a NUL character", "remove it"
+    return None
+
+
+def message(text: str) -> Wrong:
+    if not _VALUE.match(text):
+        return "the text cannot hold control characters or line breaks", "keep it to one line"
+    return None
+
+
+def path_glob(text: str) -> Wrong:
+    """An exact path, or a pattern in which `*` stands within one segment and `**` for any number of segments."""
+    wrong = _path(text)
+    if wrong is not None:
+        return wrong
+    for segment in text[1:].split("/"):
+        if "**" in segment and segment != "**":
+            return f'"**" must stand alone between slashes, not as in "{_short(segment)}"', "use * within a segment"
+    return None
+
+
+def exact_path(text: str) -> Wrong:
+    """A path that replaces another: nothing in it is a pattern."""
+    wrong = _path(text)
+    if wrong is None and not _PATH.match(text):
+        return f'"{_short(text)}" is not a path', "a path holds no spaces and no characters beyond ASCII"
+    return wrong
+
+
+def _path(text: str) -> Wrong:
+    if not text.startswith("/"):
+        return f'"{_short(text)}" is not a path', f'begin it with a slash: "/{_short(text)}"'
+    if "?" in text or "#" in text:
+        return f'"{_short(text)}" is more than a path', "leave the query out; match.query matches it"
+    wrong = next((char for char in text if char in "\\{}[]" or ord(char) < 0x20 or ord(char) == 0x7F), None)
+    if wrong is not None:
+        return f"a path cannot hold the character {wrong!r}", "there are no braces or classes in path patterns"
+    if _BAD_ESCAPE.search(text):
+        return f'"{_short(text)}" holds a percent sign that begins no escape', "write %25 for the sign itself"
+    if _REFUSED_ESCAPE.search(text):
+        return f'"{_short(text)}" can never match', "encoded slashes, backslashes and controls are refused"
+    segments = text[1:].split("/")
+    if any(segment in (".", "..") for segment in map(_dots, segments)):
+        return f'"{_short(text)}" can never match: dot segments are resolved first', "write the resolved path"
+    if "" in segments[:-1]:
+        return f'"{_short(text)}" holds an empty segment', "write one slash: paths are judged with // merged, too"
+    if len(segments) > SEGMENTS_MAX:
+        return f"a path pattern of more than {SEGMENTS_MAX} segments", ""
+    return None
+
+
+def _dots(segment: str) -> str:
+    return segment.replace("%2e", ".").replace("%2E", ".")
+
+
+def regex(text: str) -> Wrong:
+    """RE2 syntax: no backreferences, no look-around, linear time; of a bounded size when compiled."""
+    if not text.isascii():
+        return "a regular expression must be ASCII", "write other characters as bytes, \\xNN"
+    import re2  # only where a policy holds one
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.never_capture = True
+    options.log_errors = False
+    options.max_mem = 1 << 20
+    try:
+        compiled = re2.compile(text.encode("ascii"), options)
+    except re2.error as error:
+        detail = error.args[0] if error.args else b"malformed"
+        shown = detail.decode("latin-1") if isinstance(detail, bytes) else str(detail)
+        return f"not a valid regular expression: {_short(shown)}", "RE2 syntax: no backreferences, no look-around"
+    if compiled.programsize > REGEX_INSTRUCTIONS_MAX:
+        return "a regular expression that compiles to too much", "use smaller repetition counts"
+    return None
+
+
+def spiffe_id(text: str) -> Wrong:
+    """Exactly canonical, or refused (SPIFFE-ID, section 2; never normalised)."""
+    domain, _, path = text.removeprefix("spiffe://").partition("/")
+    segments = path.split("/")
+    if (
+        text.startswith("spiffe://")
+        and len(text) <= 2048
+        and _TRUST_DOMAIN.match(domain)
+        and all(_SPIFFE_SEGMENT.match(each) and each not in (".", "..") for each in segments)
+    ):
+        return None
+    return f'"{_short(text)}" is not a SPIFFE ID', "for example spiffe://mesh.example/service/web"
+
+
+def caller(text: str) -> Wrong:
+    """A service of the own trust domain, or a SPIFFE ID."""
+    if text.startswith("spiffe:"):
+        return spiffe_id(text)
+    if text in ("*", "any", "all"):
+        return f'"{text}" is not a caller', "to mean every caller, leave `from` out"
+    return label(text)
+
+
+def filter_use(text: str) -> Wrong:
+    if _FILTER_NAME.match(text) or _FILTER_CLASS.match(text):
+        return None
+    return f'"{_short(text)}" names no filter', "an entry point's name, or module:Class such as my.filters:AddTenant"
+
+
+def rate_key(text: str) -> Wrong:
+    if text in ("caller", "address", "none"):
+        return None
+    if text.startswith("header:"):
+        return header_name(text.removeprefix("header:"))
+    return f'"{_short(text)}" is not a key', "one of caller, address, header:NAME, none"
+
+
+def upgrade_token(text: str) -> Wrong:
+    if not _TOKEN.match(text):
+        return f'"{_short(text)}" is not an upgrade', "for example websocket"
+    if text.lower() in ("h2c", "tls"):
+        return f"upgrades to {text.lower()} never pass", "remove it"
+    return None
+
+
+def redirect_target(text: str) -> Wrong:
+    if not re.match(r"[\x21-\x7e]+\Z", text):
+        return "a redirect's target holds neither spaces nor characters beyond ASCII", "percent-encode them"
+    if text.startswith(("http://", "https://")) or (text.startswith("/") and not text.startswith("//")):
+        return None
+    return f'"{_short(text)}" is not a redirect\'s target', "an absolute http:// or https:// URL, or a path"
+
+
+def host(text: str) -> Wrong:
+    """An IP address (IPv6 in brackets) or a host name."""
+    brackets = text.startswith("[") and text.endswith("]")
+    try:
+        if (ip_address(text[1:-1] if brackets else text).version == 6) == brackets and "%" not in text:
+            return None
+    except ValueError:
+        pass
+    labels = text.removesuffix(".").split(".")
+    numeric = labels[-1].isdigit()
+    if len(text) <= 253 and not numeric and all(_LABEL.match(each.lower()) for each in labels):
+        return None
+    return f'"{_short(text)}" is not a host name or IP address', ""
+
+
+def authority(text: str) -> Wrong:
+    """What a rewritten Host says: a host with an optional port."""
+    return host(text) if host(text) is None else address(text)
+
+
+def address(text: str) -> Wrong:
+    """`10.0.3.7:8443`, `db.example:5432` or `[fd00::1]:8443`."""
+    name, colon, port = text.rpartition(":")
+    example = "host:port, such as 10.0.3.7:8443 or [fd00::1]:8443"
+    if not colon or not name or not port.isascii() or not port.isdigit():
+        return f'"{_short(text)}" is not an address', example
+    if len(port) > 5 or not 0 < int(port) <= 65535:
+        return f'"{_short(text)}" has no valid port', "a port is from 1 to 65535"
+    if ":" in name and not (name.startswith("[") and name.endswith("]")):
+        return f'"{_short(text)}" is not an address', f"an IPv6 address stands in brackets: [{_short(name)}]:{port}"
+    return None if host(name) is None else (f'"{_short(text)}" is not an address', example)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """A valid address as (host, port); an IPv6 host without brackets, a name in lower case without its last dot."""
+    name, _, port = text.rpartition(":")
+    bare = name.strip("[]")
+    try:
+        return str(ip_address(bare)), int(port)
+    except ValueError:
+        return name.lower().removesuffix("."), int(port)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,200 @@
+"""A service as one caller's sidecar sees it: its endpoints and the state that outlives policy.
+
+`Cluster` is the mutable half (requests and connections in flight, retry budget, endpoints with their breakers); it is
+kept by service over every swap of the policy. `RoutePlan` is the compiled, immutable half that a request follows.
+Must not know sockets, bytes or time's source. Invariants: `active` and `connections` never go below zero; an endpoint
+keeps its identity, breaker and pool as long as its address stays in the snapshot.
+"""
+
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Limits, Redirect, Respond, Retry, Rewrite, Timeouts
+
+from .authz import Authorizer
+from .balancing import Subset
+from .budget import Budget
+from .endpoint import Endpoint, endpoint_key
+from .sticky import Sticky
+from .weights import Weighted
+
+__all__ = ["ANY_METHOD", "Cluster", "Endpoint", "FallbackPlan", "RoutePlan", "Subset"]
+
+SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
+
+
+class _Any:
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+ANY_METHOD: Container[bytes] = _Any()
+
+
+def retry_methods(retry: Retry) -> Container[bytes]:
+    """The methods that may be sent again although the application may have seen them (RFC 9110, 9.2.2)."""
+    if retry.methods is None:
+        return SAFE_METHODS
+    if "any" in retry.methods:
+        return ANY_METHOD
+    return frozenset(method.encode() for method in retry.methods)
+
+
+class Cluster:
+    """The state of one service in one sidecar. `waiters` is the proxy's queue of requests without a connection."""
+
+    __slots__ = (
+        "active",
+        "attempts",
+        "breaker_events",
+        "budget",
+        "budget_exhausted",
+        "cancelled",
+        "connections",
+        "endpoints",
+        "limits",
+        "name",
+        "overflows",
+        "pool_idle_s",
+        "resends",
+        "retries",
+        "side",
+        "waiters",
+    )
+
+    def __init__(self, name: str, side: str, limits: Limits, retry: Retry, now: float) -> None:
+        self.name, self.side = name, side
+        self.limits = limits
+        self.budget = Budget(retry.budget.percent, retry.budget.min_per_second, now)
+        self.endpoints: dict[str, Endpoint] = {}
+        self.waiters: deque[Any] = deque()
+        self.breaker_events: Callable[[Endpoint, str], None] | None = None
+        self.pool_idle_s = 60.0
+        self.active = self.connections = 0
+        self.attempts = self.retries = self.resends = self.cancelled = self.overflows = self.budget_exhausted = 0
+
+    def update(
+        self,
+        specs: Iterable[EndpointSpec],
+        breaker: CircuitBreaker,
+        versions: Mapping[str, Mapping[str, str]],
+        identity: str,
+        sni: str,
+    ) -> list[Endpoint]:
+        """Bring the endpoints up to date; returns those whose pooled connections must be closed: they left, or were
+        made under other terms."""
+        kept: dict[str, Endpoint] = {}
+        stale: list[Endpoint] = []
+        for stated in specs:
+            spec = replace(stated, identity=stated.identity or identity)
+            key = f"{spec.tls.value}+{endpoint_key(spec.host, spec.port)}"
+            endpoint = self.endpoints.pop(key, None)
+            if endpoint is None:
+                endpoint = Endpoint(spec, breaker)
+                endpoint.breaker.on_change = _Reporter(self, endpoint)
+            else:
+                if endpoint.identity != spec.identity:
+                    stale.append(endpoint)
+                endpoint.update(spec)
+                endpoint.breaker.configure(breaker)
+            endpoint.sni = sni
+            endpoint.version = version_of(spec.labels, versions)
+            kept[key] = endpoint
+        stale.extend(self.endpoints.values())
+        self.endpoints = kept
+        return stale
+
+
+def version_of(labels: Mapping[str, str], versions: Mapping[str, Mapping[str, str]]) -> str:
+    """The first declared version whose labels are all there; "" where none is."""
+    for version, wanted in versions.items():
+        if wanted and all(labels.get(name) == value for name, value in wanted.items()):
+            return version
+    return ""
+
+
+class _Reporter:
+    """Hands a breaker's change, with its evidence, to whoever listens on the cluster."""
+
+    __slots__ = ("cluster", "endpoint")
+
+    def __init__(self, cluster: Cluster, endpoint: Endpoint) -> None:
+        self.cluster, self.endpoint = cluster, endpoint
+
+    def __call__(self, text: str) -> None:
+        if self.cluster.breaker_events is not None:
+            self.cluster.breaker_events(self.endpoint, text)
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackPlan:
+    """What serves when nothing of the chosen version can: other endpoints, or a fixed response."""
+
+    cluster: Cluster
+    subset: Subset | None
+    respond: Respond | None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a route's requests may go; `version` None: every endpoint of the service."""
+
+    version: str | None
+    subset: Subset
+
+
+class RoutePlan:
+    """A route, compiled: every absent feature is None or empty, so that it costs one falsy test."""
+
+    __slots__ = (
+        "authz",
+        "body_hooks",
+        "cluster",
+        "destinations",
+        "fallback",
+        "filters",
+        "name",
+        "redirect",
+        "respond",
+        "retry",
+        "retry_methods",
+        "rewrite",
+        "service",
+        "stats",
+        "sticky",
+        "subset",
+        "timeouts",
+        "upgrade",
+    )
+
+    def __init__(self, name: str, service: str) -> None:
+        self.name, self.service = name, service
+        self.sticky: Sticky | None = None
+        self.fallback: FallbackPlan | None = None
+        self.authz: Authorizer | None = None
+        self.filters: Any = None  # proxy.filtering.Chain
+        self.respond: Respond | None = None
+        self.redirect: Redirect | None = None
+        self.rewrite: Rewrite | None = None
+        self.upgrade: frozenset[bytes] = frozenset()
+        self.stats: Mapping[str, Any] = {}  # telemetry's counters by version
+        self.body_hooks = False
+
+    def bind(
+        self, cluster: Cluster, timeouts: Timeouts, retry: Retry, destinations: Sequence[tuple[Destination, int]]
+    ) -> None:
+        """Where the requests go; before the first of them."""
+        self.cluster = cluster
+        self.timeouts, self.retry = timeouts, retry
+        self.retry_methods = retry_methods(retry)
+        self.destinations = Weighted(destinations)
+        items = self.destinations.items
+        self.subset = items[0].subset if len(items) == 1 else None
+
+    def dressed_as(self, shell: "RoutePlan") -> "RoutePlan":
+        """Take over what was compiled once for the same route of every port."""
+        self.authz, self.filters, self.body_hooks = shell.authz, shell.filters, shell.body_hooks
+        self.upgrade = shell.upgrade
+        return self

@@ -1,0 +1,429 @@
+"""From a snapshot to what requests follow: clever here, flat at request time.
+
+`compile_plans` turns the frozen policy into look-up tables: hosts to services, routes to RoutePlans, ports to what the
+inbound side admits. Mutable state (clusters with their endpoints, breakers and budgets) is taken from `ClusterState`,
+kept by service and port, and survives every swap. Filters and counters are made by callables that the composition
+root passes in: this module knows neither plug-ins nor telemetry.
+Invariants: nothing is changed in `ClusterState` unless the whole snapshot compiles; two services never share a host.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from sidecar.model.snapshot import (
+    NONE,
+    AuthzLevel,
+    Call,
+    EndpointSpec,
+    Fallback,
+    Limits,
+    Mtls,
+    PathHandling,
+    Port,
+    Protocol,
+    Retry,
+    Route,
+    Service,
+    Snapshot,
+    Timeouts,
+    Tls,
+)
+from sidecar.model.source import Source
+
+from .authz import Authorizer, compile_authz
+from .balancing import BALANCERS, Subset
+from .cluster import Cluster, Destination, FallbackPlan, RoutePlan
+from .endpoint import Endpoint
+from .matching import compile_match
+from .paths import Reader, judge, opaque
+from .routing import RouteTable
+from .sticky import Sticky
+
+UNLIMITED = Limits(connections=1 << 30, pending=1 << 30, requests=1 << 30)
+APP_POOL_IDLE_S = 4.0  # uvicorn closes at 5 s
+MESH_POOL_IDLE_S = 60.0
+NO_RETRY = Retry(max_retries=0)
+DEFAULT_PORT = Port("http", 0)
+
+
+class PlanError(Exception):
+    """The snapshot cannot be served. `problems` are (place, what is wrong)."""
+
+    def __init__(self, problems: list[tuple[Source, str]]) -> None:
+        super().__init__("; ".join(f"{source}: {text}" for source, text in problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """One HTTP port of a service, as one side of a sidecar serves it."""
+
+    name: str
+    port: str
+    table: RouteTable[RoutePlan]
+    read: Reader
+    cluster: Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class TcpPlan:
+    """One TCP port of a service."""
+
+    name: str
+    port: str
+    cluster: Cluster
+    subset: Subset
+    timeouts: Timeouts
+    retry: Retry
+    authz: Authorizer | None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPort:
+    """A port on loopback that leads to one upstream."""
+
+    number: int
+    service: str
+    port: str
+    http: ServicePlan | None
+    tcp: TcpPlan | None
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class PortPlan:
+    """What the inbound side serves under one port of the own service; exactly one of the two is set."""
+
+    name: str
+    number: int
+    http: ServicePlan | None
+    tcp: TcpPlan | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Everything that one snapshot compiles to; replaced as a whole."""
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    own: str = ""
+    outbound: Mapping[bytes, ServicePlan] = field(default_factory=dict)
+    outbound_tcp: Mapping[tuple[str, str], TcpPlan] = field(default_factory=dict)
+    by_port: Mapping[tuple[str, str], ServicePlan] = field(default_factory=dict)
+    inbound: Mapping[str, PortPlan] = field(default_factory=dict)
+    local_ports: tuple[LocalPort, ...] = ()
+    foreign_hosts: frozenset[bytes] = frozenset()  # hosts that name another service of the mesh
+    mtls: Mtls = Mtls.STRICT
+    chains: tuple[Any, ...] = ()  # every filter chain
+    connection_hooks: tuple[Any, ...] = ()  # chains that look at inbound connections
+    max_connection_age_s: float = NONE
+
+    def service_names(self) -> list[str]:
+        return sorted(self.snapshot.services)
+
+
+class ClusterState:
+    """The clusters of a sidecar by (side, service, port)."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[tuple[str, str, str], Cluster] = {}
+
+    def __iter__(self) -> Iterator[Cluster]:
+        return iter(self.clusters.values())
+
+
+MakeChain = Callable[[str, Service, Route], Any]
+MakeStats = Callable[[str, str, str, str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a sidecar knows beside the policy."""
+
+    own: str
+    trust_domain: str
+    apps: Mapping[str, tuple[str, int]]  # port name (or "") -> the application's address
+    sticky_key: bytes
+    chain: MakeChain
+    stats: MakeStats
+    on_breaker: Callable[[Cluster, Endpoint, str], None] | None = None
+
+
+def compile_plans(
+    snapshot: Snapshot, around: Surroundings, state: ClusterState, now: float
+) -> tuple[Plans, list[Endpoint]]:
+    """The plans, and the endpoints whose idle connections must be closed. Raises PlanError."""
+    return _Compiler(snapshot, around, state, now).run()
+
+
+Key = tuple[str, str]
+Shells = list[tuple[Route, RoutePlan]]
+
+
+class _Compiler:
+    """First everything that can fail, on shells without state; then the binding to clusters, which cannot."""
+
+    def __init__(self, snapshot: Snapshot, around: Surroundings, state: ClusterState, now: float) -> None:
+        self.snapshot, self.around, self.now = snapshot, around, now
+        self.state = state
+        self.clusters: dict[tuple[str, str, str], Cluster] = {}
+        self.outbound: dict[Key, Cluster] = {}
+        self.stale: list[Endpoint] = []
+        self.chains: list[Any] = []
+        self.problems: list[tuple[Source, str]] = []
+
+    def run(self) -> tuple[Plans, list[Endpoint]]:
+        snapshot, own = self.snapshot, self.around.own
+        service = snapshot.services.get(own)
+        if service is None:
+            known = ", ".join(sorted(snapshot.services)) or "none"
+            raise PlanError(
+                [(Source(""), f'this sidecar\'s own service "{own}" is not in the policy (known: {known})')]
+            )
+        all_ports = [(s, p) for s in snapshot.services.values() for p in ports(s)]
+        outbound = {s.name: self._shells("out", s) for s in snapshot.services.values() if _has_http(s)}
+        inbound = self._shells("in", service)
+        tcp_authz = self._authz(service.authz, service.source)
+        for call in service.calls.values():
+            self._check_call(call)
+        if self.problems:
+            raise PlanError(self.problems)
+
+        for s, p in all_ports:
+            self.outbound[s.name, p.name] = self._outbound_cluster(s, p)
+        http: dict[Key, ServicePlan] = {}
+        tcp: dict[Key, TcpPlan] = {}
+        for s, p in all_ports:
+            cluster = self.outbound[s.name, p.name]
+            if p.protocol is Protocol.HTTP:
+                table = self._table(outbound[s.name], partial(self._outbound_route, s, cluster))
+                http[s.name, p.name] = ServicePlan(s.name, p.name, table, reader(s, p), cluster)
+            else:
+                tcp[s.name, p.name] = self._outbound_tcp(s, p, cluster)
+        here = {p.name: self._inbound(service, p, inbound, tcp_authz) for p in ports(service)}
+        for key, cluster in self.state.clusters.items():
+            if key not in self.clusters:
+                self.stale.extend(cluster.endpoints.values())
+        self.state.clusters = self.clusters
+        foreign = (name.encode() for name in snapshot.services if name != own)
+        plans = Plans(
+            snapshot=snapshot,
+            own=own,
+            outbound=_hosts(http),
+            outbound_tcp=tcp,
+            by_port=http,
+            inbound=here,
+            local_ports=tuple(self._local_port(call, http, tcp) for call in service.calls.values() if call.local_port),
+            foreign_hosts=frozenset(host for name in foreign for host in (name, name + b".mesh")),
+            mtls=service.mtls,
+            chains=tuple(self.chains),
+            connection_hooks=tuple(
+                shell.filters for _, shell in inbound[-1:] if shell.filters is not None and shell.filters.on_connection
+            ),
+            max_connection_age_s=service.max_connection_age_s,
+        )
+        return plans, self.stale
+
+    # -- what can fail
+
+    def _shells(self, side: str, service: Service) -> Shells:
+        """A RoutePlan for each route, with all that can be wrong in it, not yet bound to a cluster."""
+        shells: Shells = []
+        for route in service.routes:
+            plan = RoutePlan(route.name, service.name)
+            plan.upgrade = frozenset(token.encode() for token in route.upgrade)
+            if side == "in":
+                plan.authz = self._authz(route.authz, route.source)
+            try:
+                chain = self.around.chain(side, service, route)
+            except PlanError as exc:
+                self.problems.extend(exc.problems)
+                chain = None
+            if chain is not None:
+                plan.filters = chain
+                plan.body_hooks = chain.has_body_hooks
+                self.chains.append(chain)
+            shells.append((route, plan))
+            try:
+                compile_match(route.match)
+            except ValueError as exc:
+                self.problems.append((route.source, f'route "{route.name}" of "{service.name}": {exc}'))
+        return shells
+
+    def _authz(self, levels: tuple[AuthzLevel, ...], source: Source) -> Authorizer | None:
+        try:
+            return compile_authz(levels, self.around.trust_domain)
+        except ValueError as exc:
+            self.problems.append((source, str(exc)))
+            return None
+
+    def _check_call(self, call: Call) -> None:
+        service = self.snapshot.services.get(call.service)
+        if service is None:
+            self.problems.append((call.source, f'calls names an unknown service "{call.service}"'))
+        elif call.port is not None and call.port not in {p.name for p in ports(service)}:
+            names = ", ".join(p.name for p in ports(service))
+            self.problems.append((call.source, f'service "{call.service}" has no port "{call.port}" (it has: {names})'))
+
+    # -- clusters
+
+    def _cluster(self, side: str, service: Service, port: Port, limits: Limits, retry: Retry) -> Cluster:
+        key = (side, service.name, port.name)
+        cluster = self.state.clusters.get(key)
+        if cluster is None:
+            cluster = Cluster(service.name, side, limits, retry, self.now)
+        cluster.limits = limits
+        cluster.budget.configure(retry.budget.percent, retry.budget.min_per_second)
+        on_breaker = self.around.on_breaker
+        if on_breaker is not None:
+            cluster.breaker_events = partial(on_breaker, cluster)
+        self.clusters[key] = cluster
+        return cluster
+
+    def _outbound_cluster(self, service: Service, port: Port) -> Cluster:
+        retry = service.routes[-1].retry if service.routes else Retry()
+        cluster = self._cluster("out", service, port, service.limits, retry)
+        cluster.pool_idle_s = service.pool_idle_s if service.pool_idle_s is not None else MESH_POOL_IDLE_S
+        identity = f"spiffe://{self.around.trust_domain}/service/{service.name}"
+        sni = f"{port.name}.{service.name}.mesh"
+        self.stale += cluster.update(service.endpoints, service.circuit_breaker, service.versions, identity, sni)
+        return cluster
+
+    def _app_cluster(self, service: Service, port: Port) -> Cluster:
+        cluster = self._cluster("in", service, port, UNLIMITED, NO_RETRY)
+        cluster.pool_idle_s = APP_POOL_IDLE_S
+        apps = self.around.apps
+        host, number = apps.get(port.name) or apps.get("") or ("127.0.0.1", port.number)
+        never_opens = replace(service.circuit_breaker, consecutive_failures=1 << 60, success_rate=None)
+        self.stale += cluster.update([EndpointSpec(host, number, tls=Tls.PLAIN)], never_opens, {}, "", "")
+        return cluster
+
+    def _subset(self, service: Service, cluster: Cluster, version: str | None) -> Subset:
+        labels = service.versions.get(version, {}) if version is not None else {}
+        endpoints = tuple(e for e in cluster.endpoints.values() if _selected(e, labels))
+        return Subset(version or "", endpoints, BALANCERS[service.balance])
+
+    # -- outbound
+
+    def _table(self, shells: Shells, bind: Callable[[Route], RoutePlan]) -> RouteTable[RoutePlan]:
+        return RouteTable([(route.match, bind(route).dressed_as(shell)) for route, shell in shells])
+
+    def _outbound_route(self, service: Service, cluster: Cluster, route: Route) -> RoutePlan:
+        call = self.snapshot.services[self.around.own].calls.get(service.name)
+        plan = RoutePlan(route.name, service.name)
+        destinations = [
+            (Destination(d.version, self._subset(service, cluster, d.version)), d.weight) for d in route.destinations
+        ]
+        plan.bind(cluster, *tighten(route.timeouts, route.retry, call), destinations)
+        if route.sticky is not None:
+            plan.sticky = Sticky(route.sticky.cookie, route.sticky.ttl_s, self.around.sticky_key, service.name)
+        if route.fallback is not None:
+            plan.fallback = self._fallback(service, route.fallback, cluster)
+        plan.respond, plan.redirect, plan.rewrite = route.respond, route.redirect, route.rewrite
+        stats = self.around.stats
+        plan.stats = {name: stats("out", service.name, route.name, name) for name in ("", *service.versions)}
+        return plan
+
+    def _fallback(self, service: Service, fallback: Fallback, cluster: Cluster) -> FallbackPlan:
+        other = self.snapshot.services.get(fallback.service or "")
+        if other is not None:
+            port = next((p for p in ports(other) if p.protocol is Protocol.HTTP), ports(other)[0])
+            there = self.outbound[other.name, port.name]
+            return FallbackPlan(there, self._subset(other, there, fallback.version), fallback.respond)
+        subset = self._subset(service, cluster, fallback.version) if fallback.version is not None else None
+        return FallbackPlan(cluster, subset, fallback.respond)
+
+    def _outbound_tcp(self, service: Service, port: Port, cluster: Cluster) -> TcpPlan:
+        call = self.snapshot.services[self.around.own].calls.get(service.name)
+        retry = service.routes[-1].retry if service.routes else Retry()
+        timeouts, retry = tighten(service.timeouts, retry, call)
+        return TcpPlan(service.name, port.name, cluster, self._subset(service, cluster, None), timeouts, retry, None)
+
+    def _local_port(self, call: Call, http: Mapping[Key, ServicePlan], tcp: Mapping[Key, TcpPlan]) -> LocalPort:
+        assert call.local_port is not None
+        service = self.snapshot.services[call.service]
+        port = next(p for p in ports(service) if call.port in (None, p.name))
+        key = (service.name, port.name)
+        return LocalPort(call.local_port, service.name, port.name, http.get(key), tcp.get(key), call.source)
+
+    # -- inbound
+
+    def _inbound(self, service: Service, port: Port, shells: Shells, tcp_authz: Authorizer | None) -> PortPlan:
+        cluster = self._app_cluster(service, port)
+        subset = Subset("", tuple(cluster.endpoints.values()))
+        if port.protocol is Protocol.TCP:
+            tcp = TcpPlan(service.name, port.name, cluster, subset, service.timeouts, NO_RETRY, tcp_authz)
+            return PortPlan(port.name, port.number, None, tcp)
+        table = self._table(shells, partial(self._inbound_route, service, cluster, subset))
+        return PortPlan(
+            port.name, port.number, ServicePlan(service.name, port.name, table, reader(service, port), cluster), None
+        )
+
+    def _inbound_route(self, service: Service, cluster: Cluster, subset: Subset, route: Route) -> RoutePlan:
+        plan = RoutePlan(route.name, service.name)
+        timeouts = replace(route.timeouts, total_s=NONE, try_s=NONE)  # the caller's sidecar keeps these
+        plan.bind(cluster, timeouts, NO_RETRY, [(Destination(None, subset), 100)])
+        plan.stats = {"": self.around.stats("in", service.name, route.name, "")}
+        return plan
+
+
+def _hosts(http: Mapping[Key, ServicePlan]) -> dict[bytes, ServicePlan]:
+    """`port.service` and `port.service.mesh` for each HTTP port; the bare name is the first one's."""
+    hosts: dict[bytes, ServicePlan] = {}
+    for (name, port), plan in http.items():
+        for host in (f"{port}.{name}", f"{port}.{name}.mesh"):
+            hosts[host.encode()] = plan
+    for (name, _), plan in reversed(list(http.items())):
+        for host in (name, f"{name}.mesh"):
+            hosts[host.encode()] = plan
+    return hosts
+
+
+def _has_http(service: Service) -> bool:
+    return any(p.protocol is Protocol.HTTP for p in ports(service))
+
+
+def ports(service: Service) -> tuple[Port, ...]:
+    """A service that declares no port has one for HTTP."""
+    return service.ports or (DEFAULT_PORT,)
+
+
+def reader(service: Service, port: Port) -> Reader:
+    """How paths are read: strictly where path rules exist, exactly as they came elsewhere (docs/policy.md, Paths)."""
+    handling = port.path_handling
+    if handling is None:
+        handling = PathHandling.STRICT if _has_path_rules(service) else PathHandling.OPAQUE
+    return judge if handling is PathHandling.STRICT else opaque
+
+
+def _has_path_rules(service: Service) -> bool:
+    for route in service.routes:
+        for level in route.authz:
+            if any(rule.paths is not None for rule in (*(level.allow or ()), *level.deny)):
+                return True
+        if route.match.path not in (None, "/**") or route.match.path_regex is not None:
+            return True
+    return False
+
+
+def tighten(timeouts: Timeouts, retry: Retry, call: Call | None) -> tuple[Timeouts, Retry]:
+    """A caller may shorten and reduce what a service says, never lengthen it."""
+    if call is None:
+        return timeouts, retry
+    timeouts = replace(
+        timeouts,
+        total_s=min(timeouts.total_s, call.total_s),
+        try_s=min(timeouts.try_s, call.try_s),
+        idle_s=min(timeouts.idle_s, call.idle_s),
+        idle_tcp_s=min(timeouts.idle_tcp_s, call.idle_s),
+        body_s=min(timeouts.body_s, call.body_s),
+        connect_s=min(timeouts.connect_s, call.connect_s),
+    )
+    if call.max_retries is not None:
+        retry = replace(retry, max_retries=min(retry.max_retries, call.max_retries))
+    return timeouts, retry
+
+
+def _selected(endpoint: Endpoint, labels: Mapping[str, str]) -> bool:
+    return all(endpoint.labels.get(name) == value for name, value in labels.items())

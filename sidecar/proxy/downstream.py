@@ -1,0 +1,309 @@
+"""A caller's HTTP/1.1 connection: requests come in one after the other, answers go out in the same order.
+
+Knows framing and keep-alive on the caller's side; each request is handed to a Serving. Pipelined requests wait in the
+codec with the connection unread.
+Invariants: at most one request is served at a time; an answer is never completed cleanly when it was cut short; after
+a request that broke the protocol nothing more is read; answers that follow one another do not recurse.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sidecar.policy.outcome import Outcome
+from sidecar.wire.http1 import Message, ProtocolError, Requests, chunk, encode_response, last_chunk
+
+from . import answers
+from .channel import Channel
+from .serving import Serving
+from .timers import Timer
+
+if TYPE_CHECKING:
+    from .entries import Entry
+    from .world import World
+
+HEAD_TIMEOUT_S = 10.0  # from a head's first byte to its last
+KEEP_ALIVE_S = 300.0  # between requests; longer than any peer's pool keeps a connection
+FLUSH_TIMEOUT_S = 10.0  # for the last answer to leave
+
+
+class Downstream:
+    """One connection. `peer` is the caller's SPIFFE ID, "" where it has none."""
+
+    __slots__ = (
+        "address",
+        "broken",
+        "ch",
+        "chunked_out",
+        "codec",
+        "ending",
+        "entry",
+        "head_due",
+        "last",
+        "peer",
+        "relayed",
+        "serving",
+        "timer",
+        "world",
+    )
+
+    def __init__(self, world: "World", entry: "Entry", peer: str, address: str) -> None:
+        self.world, self.entry, self.peer, self.address = world, entry, peer, address
+        self.codec = Requests()
+        self.ch: Channel
+        self.serving: Serving | None = None
+        self.timer = Timer(world.timers, self._due)
+        self.broken: ProtocolError | None = None
+        self.ending = False  # the last answer is on its way; nothing more is read
+        self.chunked_out = False
+        self.relayed = False  # the head of the current answer has gone
+        self.last = False  # the answer under way is this connection's last
+        self.head_due = False  # the timer watches an unfinished head
+
+    def begin(self, sock: Any) -> None:
+        """Take the socket; the connection is alive from here to `lost`."""
+        self.world.downstreams.add(self)
+        self.ch = Channel(self.world.reactor, sock, self, watch_hangup=True, peer=self.peer)
+        self.timer.set(self.world.reactor.now + (HEAD_TIMEOUT_S if self.entry.expects_head else KEEP_ALIVE_S))
+
+    # -- from the channel
+
+    def received(self, data: bytes) -> None:
+        if self.ending or self.broken is not None:
+            return
+        codec = self.codec
+        try:
+            codec.receive(data)
+        except ProtocolError as exc:
+            self._malformed(exc)
+            return
+        serving = self.serving
+        if serving is None:
+            if codec.messages:
+                self._next()
+            else:
+                self._watch_head()
+        else:
+            m = serving.m
+            if m.body or m.done:
+                serving.request_body(m)
+        if codec.messages:
+            self.ch.pause()
+
+    def drained(self) -> None:
+        serving = self.serving
+        if serving is not None and serving.up is not None:
+            serving.up.resume()
+
+    def ended(self) -> None:
+        """The caller closed its sending side: it may still read. A request not yet whole is lost."""
+        self.ending_input()
+
+    def ending_input(self) -> None:
+        serving = self.serving
+        if serving is None or not serving.m.done:
+            self.ch.close()
+            self.lost(None)
+        # else: the answer is still wanted; `served` closes
+
+    def lost(self, exc: Exception | None) -> None:
+        self.timer.close()
+        self.world.downstreams.discard(self)
+        self.world.heads.leave(self)
+        serving = self.serving
+        if serving is not None:
+            self.serving = None
+            serving.caller_gone()
+
+    # -- heads
+
+    def _next(self) -> None:
+        codec = self.codec
+        if self.serving is not None or self.ending or not self.ch.open:
+            return
+        if not codec.messages:
+            if self.broken is not None:
+                self._answer_malformed(self.broken)
+            return
+        if self.head_due:
+            self._head_came()
+        m = codec.messages.popleft()
+        now = self.world.reactor.now
+        self.relayed = False
+        self.serving = serving = Serving(self.world, self.entry, self, m, now)
+        serving.start(now)
+
+    def _watch_head(self) -> None:
+        """Part of a head is here: it must be whole in time, and all such parts share 4 MB."""
+        if not self.codec.started:
+            return
+        if not self.head_due:
+            self.head_due = True
+            self.timer.set(self.world.reactor.now + HEAD_TIMEOUT_S)
+        self.world.heads.hold(self, self.codec.head_buffered_bytes)
+
+    def _head_came(self) -> None:
+        self.head_due = False
+        self.world.heads.leave(self)
+
+    def _due(self) -> None:
+        serving = self.serving
+        if serving is not None:
+            serving.due()
+        elif self.ending:
+            self.ch.abort()
+            self.lost(None)
+        elif self.codec.started:
+            self.give_up_head()
+        else:
+            self.ch.close()
+            self.lost(None)
+
+    def give_up_head(self) -> None:
+        """An unfinished head took too long, or too much of what all of them share."""
+        self.world.heads.leave(self)
+        self._own(None, Outcome.REQUEST_TIMEOUT, "the request's head did not arrive in time")
+
+    def _malformed(self, exc: ProtocolError) -> None:
+        """Requests that were whole before the error are still served; then the error is answered."""
+        self.broken = exc
+        self.ch.pause()
+        serving = self.serving
+        if serving is not None and not serving.m.done:  # its body is what broke
+            self.serving = None
+            serving.caller_gone()
+            if self.relayed:
+                self.cut()
+            else:
+                self._answer_malformed(exc)
+        elif serving is None:
+            self._next()
+
+    def _answer_malformed(self, exc: ProtocolError) -> None:
+        outcome = answers.OF_STATUS.get(exc.status, Outcome.BAD_REQUEST)
+        self.world.note_malformed(self, outcome, exc.detail)
+        self._own(None, outcome, exc.detail)
+
+    def _own(self, m: Message | None, outcome: Outcome, detail: str) -> None:
+        body, headers = answers.body_of(outcome, detail, self.world.new_trace()[3:35].decode())
+        self.ending = True
+        self.ch.write(answers.encode(outcome.status, headers, body, outcome.reason.encode(), close=True, head=False))
+        self._close_after_answer()
+
+    # -- for the Serving
+
+    def pause(self) -> None:
+        self.ch.pause()
+
+    def resume(self) -> None:
+        if not self.codec.messages and not self.ending and self.broken is None:
+            self.ch.resume()
+
+    def informational(self, m: Message) -> None:
+        serving = self.serving
+        if serving is not None and not serving.m.http10:
+            self.ch.write(encode_response(m, chunked=False, close=False))
+
+    def relay_head(self, request: Message, m: Message, data: bytes, extra: bytes) -> None:
+        """The head of an upstream's response, with what there is of its body, in one write."""
+        bodiless = request.method == b"HEAD" or m.status in (204, 304)
+        self.chunked_out = m.length is None and not bodiless and not request.http10
+        until_close = m.length is None and not bodiless and request.http10
+        if (
+            not request.keep_alive
+            or until_close
+            or (m.done and not request.done)
+            or self.last
+            or self.broken is not None
+        ):
+            self.ending = True
+        head = encode_response(
+            m,
+            chunked=self.chunked_out or (bodiless and m.chunked and not request.http10),
+            close=self.ending,
+            extra=extra,
+            http10_keep_alive=request.http10 and not self.ending,
+        )
+        if not bodiless:
+            if self.chunked_out:
+                if data:
+                    head += chunk(data)
+                if m.done:
+                    head += last_chunk(m.trailers)
+            elif data:
+                head += data
+        self.relayed = True
+        if not self.ch.write(head) and not m.done:
+            serving = self.serving
+            if serving is not None and serving.up is not None:
+                serving.up.pause()
+
+    def relay_body(self, data: bytes) -> bool:
+        """More of the body. False: stop the source until drained."""
+        return self.ch.write(chunk(data) if self.chunked_out else data)
+
+    def relay_end(self, m: Message, data: bytes) -> None:
+        if self.chunked_out:
+            data = (chunk(data) if data else b"") + last_chunk(m.trailers)
+        if data:
+            self.ch.write(data)
+
+    def answer(
+        self,
+        request: Message,
+        status: int,
+        headers: Any,
+        body: bytes,
+        reason: bytes | None,
+    ) -> None:
+        """A response of the sidecar's own. A request whose body has not all come costs the connection."""
+        if not request.keep_alive or not request.done or self.last or self.broken is not None:
+            self.ending = True
+        self.relayed = True
+        self.ch.write(answers.encode(status, headers, body, reason, close=self.ending, head=request.method == b"HEAD"))
+
+    def served(self, serving: Serving) -> None:
+        """The answer is complete: on to the next request, or close."""
+        self.serving = None
+        request = serving.m
+        if self.ending or not request.keep_alive or not request.done:
+            self.ending = True
+            self._close_after_answer()
+            return
+        self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
+        codec = self.codec
+        if codec.messages or self.broken is not None:
+            self.world.reactor.soon.append(self._next)  # not a call: pipelined answers must not recurse
+        else:
+            if codec.started:
+                self._watch_head()
+            if not self.ch.reading:
+                self.ch.resume()
+
+    def cut(self) -> None:
+        """The answer had begun and cannot be completed: only a broken connection tells."""
+        self.ending = True
+        self.serving = None
+        self.ch.cut()
+        self.lost(None)
+
+    def _close_after_answer(self) -> None:
+        self.timer.set(self.world.reactor.now + FLUSH_TIMEOUT_S)
+        self.ch.linger_close()
+
+    def detach(self) -> None:
+        """The connection becomes a tunnel: this object lets go of it."""
+        self.timer.close()
+        self.world.downstreams.discard(self)
+        self.serving = None
+
+    # -- draining
+
+    def drain(self) -> None:
+        """Close if idle; otherwise the answer under way says `connection: close`."""
+        self.last = True
+        if self.serving is None and not self.codec.started and not self.ending:
+            self.ch.close()
+            self.lost(None)
+
+    def end(self) -> None:
+        """Now, whatever is under way."""
+        self.cut()

@@ -1,0 +1,331 @@
+"""The two ways into a sidecar: from its own application outward, and from the mesh inward.
+
+An entry says which route a request follows, what an Exchange begins with, and which header lines pass each way. One
+object serves all connections of its kind that share a fixed destination. Must not move bytes.
+Invariants: nothing that a caller writes can name its own identity, attempt or reason; what an entry looks up, it looks
+up in the plans of the moment, so a swap is seen by the next request.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sidecar.model.snapshot import Mtls
+from sidecar.policy.authz import Authorizer
+from sidecar.policy.cluster import RoutePlan, Subset
+from sidecar.policy.exchange import IDEMPOTENT, OFF, Exchange
+from sidecar.policy.outcome import Outcome
+from sidecar.policy.paths import BadPath, Readings, opaque
+from sidecar.policy.plan import ServicePlan
+from sidecar.wire.http1 import Message
+
+if TYPE_CHECKING:
+    from .serving import Serving
+    from .upstream import Upstream
+    from .world import World
+
+
+class Entry:
+    """What both sides share."""
+
+    side = ""
+    expects_head = False
+
+    @property
+    def caller_service(self) -> str:
+        """The service that the requests come from, as far as its certificate says; "" where unknown."""
+        return ""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+
+    def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
+        """The route that the request follows, or None: then the request has been answered."""
+        raise NotImplementedError
+
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+        raise NotImplementedError
+
+    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
+        """Header lines that this sidecar adds to the request."""
+        raise NotImplementedError
+
+    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
+        """Header lines that this sidecar adds to an upstream's response."""
+        raise NotImplementedError
+
+    def spent(self, serving: "Serving") -> None:
+        """The request's retries were spent and it failed."""
+
+    def over(self, serving: "Serving", status: int, reason: str) -> None:
+        """The request has ended: record it."""
+        world, m, plan, endpoint = self.world, serving.m, serving.plan, serving.endpoint
+        duration_s = world.reactor.now - serving.started
+        if plan is not None:
+            stats = plan.stats
+            slot = stats.get(endpoint.version if endpoint is not None else "")
+            (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s)
+        else:
+            world.unrouted[self.side].record(m.method, status, reason, duration_s)
+        if world.access.enabled:
+            self._log(serving, status, reason, duration_s)
+
+    def _log(self, serving: "Serving", status: int, reason: str, duration_s: float) -> None:
+        m, plan, endpoint, ex = serving.m, serving.plan, serving.endpoint, serving.ex
+        trace = serving.trace
+        trace_id = trace[3:35] if trace is not None else b""
+        self.world.access.http(
+            (
+                self.side,
+                plan.service if plan is not None else "",
+                plan.name if plan is not None else "",
+                endpoint.version if endpoint is not None else "",
+                serving.caller_rule,
+                serving.down.peer,
+                serving.down.address,
+                m.method,
+                m.path or m.target,
+                status,
+                reason,
+                ex.attempt + 1 if ex is not None else 0,
+                duration_s,
+                serving.received_bytes,
+                serving.sent_bytes,
+                trace_id,
+                trace_id,
+                endpoint.key if endpoint is not None else "",
+                next((value for name, value in m.headers if name == b"user-agent"), b""),
+            )
+        )
+
+    def _find(self, serving: "Serving", service: ServicePlan, m: Message, caller: str | None) -> RoutePlan | None:
+        """The route of a request whose path is forwarded as it came; None: answered."""
+        plan = service.table.find(m.method, m.path, m.headers, caller)
+        if plan is None:
+            serving.refuse(Outcome.NO_ROUTE, f"no route of {service.name} takes this request")
+        return plan
+
+    def _find_strictly(
+        self, serving: "Serving", service: ServicePlan, m: Message, caller: str | None
+    ) -> "Found | None":
+        """Judge the path and look the route up in each of its readings; None: answered."""
+        try:
+            readings = service.read(m.path)
+        except BadPath as exc:
+            serving.refuse(Outcome.BAD_REQUEST, exc.reason)
+            return None
+        m.path = readings.forward
+        plan = self._find(serving, service, m, caller)
+        if plan is None:
+            return None
+        other = None
+        if readings.ambiguous:
+            target = readings.merged + b"?" + readings.query if readings.query else readings.merged
+            other = service.table.find(m.method, target, m.headers, caller)
+        return Found(plan, readings, other if other is not plan else None)
+
+
+class Found:
+    """A route, how its path reads, and the route of the second reading where that is another one."""
+
+    __slots__ = ("other", "plan", "readings")
+
+    def __init__(self, plan: RoutePlan, readings: Readings, other: RoutePlan | None) -> None:
+        self.plan, self.readings, self.other = plan, readings, other
+
+
+class Outbound(Entry):
+    """From the application: by Host, by absolute target, or, where `fixed` is set, always to that service and port."""
+
+    side = "out"
+
+    @property
+    def caller_service(self) -> str:
+        return self.world.plans.own
+
+    def __init__(self, world: "World", fixed: tuple[str, str] | None = None, *, keep_host: bool = False) -> None:
+        """`keep_host`: what the application says in Host goes on as it is, and does not choose anything."""
+        super().__init__(world)
+        self.keep_host = keep_host
+        self.fixed = fixed
+        self.fixed_host = fixed[0].encode() if fixed is not None else b""
+
+    def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
+        world = self.world
+        plans = world.plans
+        if self.fixed is not None:
+            service = plans.by_port.get(self.fixed)
+            if not self.keep_host:
+                serving.host = self.fixed_host
+        else:
+            service = plans.outbound.get(m.host_key)
+        if service is None:
+            return world.unknown_host(serving, m)
+        if service.read is opaque:
+            plan = self._find(serving, service, m, plans.own)
+        else:
+            found = self._find_strictly(serving, service, m, plans.own)
+            plan = found.plan if found is not None else None
+        if plan is None:
+            return None
+        rewrite = plan.rewrite
+        if rewrite is not None:
+            if rewrite.path is not None:
+                _, mark, query = m.path.partition(b"?")
+                m.path = rewrite.path.encode() + mark + query
+            if rewrite.host is not None:
+                serving.host = rewrite.host.encode()
+        return plan
+
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+        trace = serving.trace
+        cap, inherited = OFF, 0
+        if trace is None:
+            serving.trace = self.world.new_trace()
+        else:
+            cap, inherited = self.world.memory.lookup(trace[3:35])
+        return Exchange(
+            plan,
+            subset,
+            m.method,
+            now,
+            self.world.rnd,
+            told_s=m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
+            cap=cap,
+            inherited=inherited,
+            idempotency_key=m.method not in IDEMPOTENT and any(name == b"idempotency-key" for name, _ in m.headers),
+        )
+
+    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
+        m, ex = serving.m, serving.ex
+        assert ex is not None and serving.trace is not None
+        if up.mesh:
+            attempt = ex.inherited + ex.attempt
+            left_s = ex.ends - self.world.reactor.now if ex.request_done else ex.total_s
+            if left_s == OFF:
+                lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\n" % (serving.trace, attempt)
+            else:
+                lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\nx-request-deadline-ms: %d\r\n" % (
+                    serving.trace,
+                    attempt,
+                    left_s * 1000,
+                )
+        else:
+            lines = b"traceparent: %b\r\n" % serving.trace
+        return lines + _common_lines(serving, m, upgrade) if m.forwarded or m.expect_continue or upgrade else lines
+
+    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
+        if ex.exhausted or (m.exhausted and serving.up is not None and serving.up.mesh):
+            self.spent(serving)
+        return b"x-pillion-reason: %b\r\n" % reason.encode() if reason else b""
+
+    def spent(self, serving: "Serving") -> None:
+        if serving.trace is not None:
+            self.world.memory.mark_exhausted(serving.trace[3:35])
+
+
+class Inbound(Entry):
+    """From the mesh to the application on one of the service's ports."""
+
+    side = "in"
+
+    def __init__(self, world: "World", port: str, peer: str) -> None:
+        """`peer`: the caller's SPIFFE ID, "" for a plain peer; the entry belongs to one connection."""
+        super().__init__(world)
+        self.port = port
+        self.peer = peer
+        self.caller = world.service_of(peer)
+        self.forwarded_for = world.client_cert_line(peer) if peer else b""
+
+    @property
+    def caller_service(self) -> str:
+        return self.caller or ""
+
+    def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
+        world = self.world
+        plans = world.plans
+        port = plans.inbound.get(self.port)
+        service = port.http if port is not None else None
+        if service is None or m.host_key in plans.foreign_hosts:
+            serving.refuse(Outcome.MISDIRECTED)
+            return None
+        if service.read is opaque:
+            plan = self._find(serving, service, m, self.caller)
+            if plan is not None and plan.authz is not None and not self._allowed(serving, plan, plan.authz, m, None):
+                return None
+            return plan
+        found = self._find_strictly(serving, service, m, self.caller)
+        if found is None:
+            return None
+        for plan in (found.plan, found.other):
+            authz = plan.authz if plan is not None else None
+            if plan is not None and authz is not None and not self._allowed(serving, plan, authz, m, found.readings):
+                return None
+        return found.plan
+
+    def _allowed(
+        self, serving: "Serving", plan: RoutePlan, authz: Authorizer, m: Message, readings: Readings | None
+    ) -> bool:
+        verdict = authz.judge(
+            self.peer or None,
+            m.method,
+            readings if readings is not None or not authz.needs_path else opaque(m.path),
+            m.headers,
+            plain_allowed=self.world.plans.mtls is not Mtls.STRICT,
+        )
+        if verdict.audited:
+            self.world.note_audited(plan.service, verdict)
+        if verdict.allowed:
+            return True
+        serving.plan = plan
+        serving.caller_rule = f"{verdict.name} {verdict.source}"
+        self.world.note_denied(plan.service, verdict)
+        serving.refuse(Outcome.DENIED)
+        return False
+
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+        world = self.world
+        trace = serving.trace
+        if trace is None:
+            serving.trace = trace = world.new_trace()
+        ex = Exchange(
+            plan,
+            subset,
+            m.method,
+            now,
+            world.rnd,
+            told_s=m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
+        )
+        serving.remembered = world.memory.enter(trace[3:35], ex.ends, m.attempt if self.peer else 0)
+        return ex
+
+    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
+        m = serving.m
+        assert serving.trace is not None
+        lines = b"traceparent: %b\r\n%b" % (serving.trace, self.forwarded_for)
+        if (m.forwarded and self.peer) or m.expect_continue or upgrade:
+            return lines + _common_lines(serving, m, upgrade, forwarded=bool(self.peer))
+        return lines
+
+    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
+        token: Any = serving.remembered
+        if token is not None:
+            self.world.memory.head_gone(token)
+            if token.exhausted and m.status >= 500:
+                return b"x-pillion-retried: exhausted\r\n"
+        return b""
+
+    def over(self, serving: "Serving", status: int, reason: str) -> None:
+        if serving.remembered is not None:
+            self.world.memory.leave(serving.remembered)
+        super().over(serving, status, reason)
+
+
+def _common_lines(serving: "Serving", m: Message, upgrade: bytes | None, forwarded: bool = True) -> bytes:
+    lines = b""
+    if forwarded:
+        for name, value in m.forwarded:
+            lines += name + b": " + value + b"\r\n"
+    if m.expect_continue and not serving.continued and not m.done:
+        lines += b"expect: 100-continue\r\n"
+    if upgrade is not None:
+        lines += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
+    return lines

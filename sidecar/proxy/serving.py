@@ -1,0 +1,549 @@
+"""The driver of one request: it moves bytes between a caller and an upstream connection, and obeys the Exchange.
+
+It decides nothing about policy and knows no socket: `down` is the caller's side (a connection, later a stream), `up`
+the upstream's; a Message is what both speak. All of it is synchronous and runs in the reactor; what must wait
+(connecting, asynchronous filters) is asked of the world and answers by a method call.
+Invariants: `_over` runs exactly once; after it nothing is sent or received for this request; at most 64 KiB of the
+request's body are held for a retry, and a reader that is slow stops its source.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sidecar.policy.cluster import Cluster, RoutePlan, Subset
+from sidecar.policy.endpoint import Endpoint
+from sidecar.policy.exchange import ANSWER, CUT, OFF, RELAY, SEND, WAIT, Do, Exchange
+from sidecar.policy.outcome import Failure, Outcome
+from sidecar.policy.replay import ReplayBuffer
+from sidecar.wire.http1 import Message
+
+from . import answers
+from .filtering import FAILED, PENDING
+
+if TYPE_CHECKING:
+    from .entries import Entry
+    from .upstream import Upstream
+    from .world import World
+
+UNSENT_BYTES_MAX = 64 * 1024  # how much of a body is read before a connection can take it
+
+
+class Serving:
+    """One request. `m` is the request's message; `plan` is None until a route has been found."""
+
+    __slots__ = (
+        "attempt_in",
+        "body_ends",
+        "caller_rule",
+        "connecting",
+        "continued",
+        "down",
+        "endpoint",
+        "entry",
+        "ex",
+        "extra",
+        "filter_scope",
+        "host",
+        "m",
+        "over",
+        "plan",
+        "reason",
+        "received_bytes",
+        "remembered",
+        "replay",
+        "request_view",
+        "response",
+        "sent_bytes",
+        "set_cookie",
+        "started",
+        "subset",
+        "timer",
+        "trace",
+        "unsent",
+        "unsent_bytes",
+        "up",
+        "waiting_filter",
+        "world",
+    )
+
+    def __init__(self, world: "World", entry: "Entry", down: Any, m: Message, now: float) -> None:
+        self.world, self.entry, self.down, self.m = world, entry, down, m
+        self.timer = down.timer
+        self.started = now
+        self.plan: RoutePlan | None = None
+        self.ex: Exchange | None = None
+        self.up: Upstream | None = None
+        self.endpoint: Endpoint | None = None  # the last one tried, for log and metrics
+        self.subset: Subset | None = None
+        self.request_view: Any = None
+        self.response: Message | None = None  # held while an asynchronous filter looks at it
+        self.extra = b""
+        self.filter_scope: Any = None  # of the task that runs an asynchronous filter
+        self.unsent: list[bytes] = []  # body bytes that wait for a connection
+        self.replay: ReplayBuffer | None = None  # body bytes that were sent and may be sent again
+        self.unsent_bytes = self.received_bytes = self.sent_bytes = self.attempt_in = 0
+        self.connecting = self.continued = self.over = self.waiting_filter = False
+        self.remembered: Any = None
+        self.body_ends = OFF
+        self.reason = ""
+        self.caller_rule: str = ""
+        self.set_cookie = b""
+        self.host = m.host or b""
+        self.trace = m.traceparent
+
+    # -- the request
+
+    def start(self, now: float) -> None:
+        """The head is complete: find the route, ask authorization and filters, begin."""
+        plan = self.entry.admit(self, self.m, now)
+        if plan is None:
+            return  # answered
+        self.plan = plan
+        chain = plan.filters
+        if chain is not None and chain.on_request:
+            reply = chain.request(self)
+            if reply is PENDING:
+                self.waiting_filter = True
+                self.down.pause()
+                return
+            if reply is not None:
+                self._replied(reply)
+                return
+        self._begin(now)
+
+    def filtered(self, reply: Any) -> None:
+        """The asynchronous request hooks are through. `reply`: None, or the answer that one of them gave."""
+        if self.over:
+            return
+        self.waiting_filter = False
+        if reply is not None:
+            self._replied(reply)
+            return
+        if not self.m.done:
+            self.down.resume()
+        self._begin(self.world.reactor.now)
+
+    def _replied(self, reply: Any) -> None:
+        """A filter answers in the application's place, or has failed."""
+        self.drop_upstream()
+        ex, self.ex = self.ex, None
+        if ex is not None:
+            ex.caller_gone(self.world.reactor.now)
+        if reply is FAILED:
+            self.refuse(Outcome.FILTER_ERROR)
+        else:
+            self.answer_with(reply.status, reply.headers, reply.body, reply.reason)
+
+    def _begin(self, now: float) -> None:
+        plan, m = self.plan, self.m
+        assert plan is not None
+        if plan.respond is not None:
+            self.answer_with(plan.respond.status, (), plan.respond.body.encode(), "responded")
+            return
+        if plan.redirect is not None:
+            location = answers.location(plan.redirect.to, m)
+            self.answer_with(plan.redirect.status, ((b"location", location),), b"", "responded")
+            return
+        subset = plan.subset
+        if subset is None or plan.sticky is not None:
+            subset = self._choose(plan)
+        self.subset = subset
+        ex = self.entry.exchange(self, plan, subset, m, now)
+        self.ex = ex
+        if plan.body_hooks:
+            plan.filters.reframe_request(m)
+        if not m.done or m.body:
+            ex.request_done = m.done
+            data = self._request_data(m)
+            if data:
+                self.unsent.append(data)
+                self.unsent_bytes = len(data)
+            if self.over:
+                return
+        self.drive(ex.begin(now))
+
+    def _choose(self, plan: RoutePlan) -> Subset:
+        """By the cookie if it is ours and its version still serves; else by weight."""
+        sticky = plan.sticky
+        world = self.world
+        if sticky is not None:
+            stated = sticky.read(_cookies(self.m), world.epoch())
+            for destination in plan.destinations.items:
+                if destination.version == stated and destination.subset.endpoints:
+                    return destination.subset
+        destination = plan.destinations.pick(world.rnd)
+        if sticky is not None and destination.version is not None:
+            self.set_cookie = b"set-cookie: %b\r\n" % sticky.issue(destination.version, world.epoch())
+        return destination.subset
+
+    def request_body(self, m: Message) -> None:
+        """More of the request's body, or its end, has arrived."""
+        ex = self.ex
+        if ex is None:
+            return  # a filter is still thinking; the source is paused
+        data = self._request_data(m)
+        if self.over:
+            return
+        up = self.up
+        if up is None:
+            if data:
+                self.unsent.append(data)
+                self.unsent_bytes += len(data)
+                if self.unsent_bytes >= UNSENT_BYTES_MAX:
+                    self.down.pause()  # until connected
+            if m.done:
+                ex.request_done = True
+            return
+        if data and not ex.begun:
+            self._remember(data, ex)
+        if not up.send_body(data, m) and not m.done:
+            self.down.pause()
+        if m.done and not ex.request_done:
+            ex.request_end(self.world.reactor.now)
+        self._arm()
+
+    def _request_data(self, m: Message) -> bytes:
+        data = m.take()
+        self.received_bytes += len(data)
+        plan = self.plan
+        if plan is not None and plan.body_hooks:
+            changed: bytes | None = plan.filters.request_data(self, data, m.done)
+            if changed is None:
+                self._filter_broke()
+                return b""
+            return changed
+        return data
+
+    def _remember(self, data: bytes, ex: Exchange) -> None:
+        """Keep what is sent as long as it fits; what does not fit is not replayable."""
+        replay = self.replay
+        if replay is None:
+            self.replay = replay = self.world.replay.buffer()
+        if ex.replayable and not replay.add(data):
+            ex.replayable = False
+
+    def forget_body(self) -> None:
+        """The request will not be sent again."""
+        if self.replay is not None:
+            self.replay.release()
+            self.replay = None
+
+    # -- obeying the exchange
+
+    def drive(self, do: Do) -> None:
+        """The one place where an Exchange's next step becomes deeds."""
+        ex = self.ex
+        assert ex is not None
+        if do is SEND:
+            self.timer.set(ex.due)
+            endpoint = ex.endpoint
+            assert endpoint is not None
+            self.endpoint = endpoint
+            up = self.world.pool.take(endpoint, self, ex)
+            if up is not None:
+                self._attach(up)
+        elif do is WAIT:
+            self.timer.set(ex.due)
+        elif do is ANSWER:
+            self.refuse(ex.outcome)
+        elif do is CUT:
+            self._over(0, ex.outcome.reason)
+            self.down.cut()
+        else:
+            assert do is not RELAY, "only a response head may be relayed"
+
+    def connected(self, up: "Upstream") -> None:
+        """The pool found or made a connection for this request."""
+        assert self.connecting and not self.over
+        self.connecting = False
+        self._attach(up)
+
+    def connect_failed(self, detail: str) -> None:
+        """The pool could not connect; `detail` is for the log."""
+        ex = self.ex
+        assert self.connecting and not self.over and ex is not None
+        self.connecting = False
+        self.world.note_connect_failure(self, detail)
+        self.drive(ex.failed(Failure.CONNECT, self.world.reactor.now))
+
+    def overflow(self, cluster: Cluster) -> None:
+        """The pool's queue is full."""
+        ex = self.ex
+        assert ex is not None
+        cluster.overflows += 1
+        self.drive(ex.refused(Outcome.OVERFLOW, self.world.reactor.now))
+
+    def _attach(self, up: "Upstream") -> None:
+        ex, m = self.ex, self.m
+        assert ex is not None
+        self.up = up
+        up.serving = self
+        body = b""
+        if self.replay is not None:
+            body = b"".join(self.replay.chunks)
+        if self.unsent:
+            unsent = self.unsent[0] if len(self.unsent) == 1 else b"".join(self.unsent)
+            self.unsent = []
+            self.unsent_bytes = 0
+            body = body + unsent if body else unsent
+            self._remember(unsent, ex)
+        room = up.send_request(self, m, body)
+        if not m.done or not ex.request_done:
+            ex.connected(self.world.reactor.now)
+            self._arm()
+            if room:
+                self.down.resume()
+            else:
+                self.down.pause()
+
+    def upstream_failed(self, failure: Failure, reused: bool) -> None:
+        """The connection that served this request died or broke the protocol."""
+        ex = self.ex
+        self.drop_upstream()
+        if ex is not None and not self.over:
+            self.drive(ex.failed(failure, self.world.reactor.now, reused))
+
+    def drop_upstream(self) -> None:
+        """Stop whatever is under way upstream; a connection with an unfinished exchange cannot be used again."""
+        up = self.up
+        if up is not None:
+            self.up = None
+            up.abandon()
+        if self.connecting:
+            self.world.pool.forget(self)
+            self.connecting = False
+
+    # -- time
+
+    def _arm(self) -> None:
+        """The next moment at which something is due while a body is under way."""
+        ex = self.ex
+        assert ex is not None
+        plan = ex.plan
+        now = self.world.reactor.now
+        due = now + plan.timeouts.idle_s
+        if plan.timeouts.body_s != OFF:
+            if self.body_ends == OFF:
+                self.body_ends = now + plan.timeouts.body_s
+            due = min(due, self.body_ends)
+        self.timer.set(min(due, ex.due))
+
+    def due(self) -> None:
+        """The timer fired."""
+        ex = self.ex
+        if ex is None or self.over:
+            return
+        now = self.world.reactor.now
+        if now >= ex.due:
+            self.drop_upstream()
+            self.drive(ex.deadline(now))
+        else:
+            self.drop_upstream()
+            self.drive(ex.body_timeout(now))
+
+    # -- the response
+
+    def informational(self, m: Message) -> None:
+        """A 1xx of the upstream: passed on, a 100 only where the caller waits for it and once."""
+        if m.status == 100:
+            if not self.m.expect_continue or self.continued:
+                return
+            self.continued = True
+        self.down.informational(m)
+
+    def respond(self, m: Message) -> None:
+        """The upstream's response: its head is complete, more of its body may have come."""
+        ex, up = self.ex, self.up
+        assert ex is not None and up is not None
+        if not ex.begun:
+            self._response_head(m, ex, up)
+            return
+        if self.response is not None:
+            return  # a filter is still thinking
+        data = self._response_data(m)
+        if self.over:
+            return
+        if m.done:
+            self._complete(m, ex, up)
+            self.down.relay_end(m, data)
+            self._finish(ex)
+        elif data:
+            if not self.down.relay_body(data):
+                up.pause()
+            self._arm()
+
+    def _response_head(self, m: Message, ex: Exchange, up: "Upstream") -> None:
+        now = self.world.reactor.now
+        mesh = up.mesh
+        reason = m.reason.decode() if m.reason and mesh else None
+        if m.status == 101:
+            self.world.upgrade(self, m, ex, up, now)
+            return
+        do = ex.response_head(m.status, now, reason, mesh and m.exhausted)
+        if do is not RELAY:
+            if m.done and self.m.done:
+                self.up = None
+                up.release(m)
+            else:
+                self.drop_upstream()
+            self.drive(do)
+            return
+        if self.replay is not None:
+            self.forget_body()
+        if reason:
+            self.reason = reason
+        self.extra = self.entry.response_lines(self, m, ex, reason)
+        if m.done:
+            self._complete(m, ex, up)
+        chain = ex.plan.filters
+        if chain is not None:
+            if chain.on_response:
+                reply = chain.response(self, m)
+                if reply is PENDING:
+                    self.waiting_filter = True
+                    self.response = m
+                    if not m.done:
+                        up.pause()
+                    return
+                if reply is not None:
+                    self._replied(reply)
+                    return
+            chain.reframe_response(m)
+        self._relay_head(m, ex)
+
+    def response_filtered(self, reply: Any) -> None:
+        """The asynchronous response hooks are through."""
+        m, ex = self.response, self.ex
+        if self.over or m is None or ex is None:
+            return
+        self.waiting_filter = False
+        self.response = None
+        if reply is not None:
+            self._replied(reply)
+            return
+        ex.plan.filters.reframe_response(m)
+        if self.up is not None:
+            self.up.resume()
+        self._relay_head(m, ex)
+
+    def _relay_head(self, m: Message, ex: Exchange) -> None:
+        data = self._response_data(m)
+        if self.over:
+            return
+        extra = self.extra + self.set_cookie if self.set_cookie else self.extra
+        self.down.relay_head(self.m, m, data, extra)
+        if m.done:
+            self._finish(ex)
+        else:
+            self._arm()
+
+    def _response_data(self, m: Message) -> bytes:
+        data = m.take()
+        plan = self.plan
+        if plan is not None and plan.body_hooks:
+            changed: bytes | None = plan.filters.response_data(self, data, m.done)
+            if changed is None:
+                self._filter_broke()
+                return b""
+            data = changed
+        self.sent_bytes += len(data)
+        return data
+
+    def _filter_broke(self) -> None:
+        """A body hook of a filter that fails closed has raised."""
+        if not self.down.relayed:
+            self._replied(FAILED)
+            return
+        self.drop_upstream()
+        ex = self.ex
+        if ex is not None and not ex.finished:
+            ex.caller_gone(self.world.reactor.now)
+        self._over(0, Outcome.FILTER_ERROR.reason)
+        self.down.cut()
+
+    def _complete(self, m: Message, ex: Exchange, up: "Upstream") -> None:
+        """The response is whole: the upstream connection goes back to its pool."""
+        self.up = None
+        if self.m.done:
+            up.release(m)
+        else:
+            up.abandon()
+
+    def _finish(self, ex: Exchange) -> None:
+        ex.response_end(self.world.reactor.now)
+        self._over(ex.status, self.reason or "ok")
+        self.down.served(self)
+
+    # -- own answers and the end
+
+    def refuse(self, outcome: Outcome, message: str = "") -> None:
+        """Answer by this sidecar itself, as the table of outcomes says."""
+        ex = self.ex
+        fallback = self.plan.fallback if self.plan is not None else None
+        if fallback is not None and fallback.respond is not None and outcome in answers.NOTHING_SERVES:
+            respond = fallback.respond
+            self._over(respond.status, outcome.reason)
+            self.down.answer(self.m, respond.status, (), respond.body.encode(), None)
+            self.down.served(self)
+            return
+        if ex is not None and ex.exhausted:
+            self.entry.spent(self)
+        body, headers = answers.body_of(outcome, message, self.request_id())
+        status = outcome.status
+        self._over(status, outcome.reason)
+        self.down.answer(self.m, status, headers, body, outcome.reason.encode())
+        self.down.served(self)
+
+    def answer_with(self, status: int, headers: Any, body: bytes, reason: str) -> None:
+        """Answer with what a policy or a filter gave."""
+        word = None if reason == "responded" else reason.encode()
+        self._over(status, reason)
+        self.down.answer(self.m, status, headers, body, word)
+        self.down.served(self)
+
+    def caller_gone(self) -> None:
+        """The caller left or broke the protocol: cancel what is under way."""
+        if self.over:
+            return
+        self.drop_upstream()
+        ex = self.ex
+        if ex is not None:
+            ex.caller_gone(self.world.reactor.now)
+        self._over(499, Outcome.CALLER_GONE.reason)
+
+    def upstream_drained(self) -> None:
+        """The upstream connection takes more."""
+        if not self.m.done and not self.over and not self.waiting_filter:
+            self.down.resume()
+
+    def upgrade_token(self) -> bytes | None:
+        """What the request may upgrade to: only what its route allows."""
+        token, plan = self.m.upgrade, self.plan
+        if token is None or plan is None or token not in plan.upgrade:
+            return None
+        return token
+
+    def finish_tunnel(self, status: int, reason: str) -> None:
+        """The tunnel that this exchange became has ended."""
+        self._over(status, reason)
+
+    def request_id(self) -> str:
+        """The trace id, so that an error's body, the log and the trace name the same request."""
+        if self.trace is None:
+            self.trace = self.world.new_trace()
+        return self.trace[3:35].decode()
+
+    def _over(self, status: int, reason: str) -> None:
+        assert not self.over
+        self.over = True
+        self.timer.off()
+        if self.filter_scope is not None:
+            self.filter_scope.cancel()
+        if self.request_view is not None and self.plan is not None:
+            self.plan.filters.active -= 1
+        if self.replay is not None:
+            self.forget_body()
+        self.entry.over(self, status, reason)
+
+
+def _cookies(m: Message) -> bytes:
+    return b"; ".join(value for name, value in m.headers if name == b"cookie")

@@ -1,0 +1,162 @@
+"""TLS contexts, and whose identity the peer at the other end has proven.
+
+Between sidecars: TLS 1.3 only, certificates on both sides, no session tickets (CVE-2025-23419: nothing outlives the
+policy and the bundle it was admitted under), one key-exchange group. Towards ordinary servers: TLS 1.2 or later,
+system roots, host names checked.
+Must not know files (certs.files reads and checks them) or connections. Invariants: contexts are replaced as a whole,
+never changed after their first handshake; a peer's identity comes from its certificate alone, and is asked for after
+the handshake, before any application byte is read or written.
+"""
+
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from certs.files import IdentityFiles
+from certs.svid import SvidError, check_leaf
+
+GROUP = "prime256v1"  # both ends are ours; one group means no retry, and no costly one for a stranger to ask for
+HTTP1, TCP = "http/1.1", "pillion-tcp"
+
+
+class PeerRejected(Exception):
+    """TLS worked, but the peer is not whom we want to talk to; says why."""
+
+
+class MeshSocket(ssl.SSLSocket):
+    """A server-side socket that remembers the name the client asked for."""
+
+    sni = ""
+
+
+SniCheck = Callable[[str], bool]
+
+
+def server_context(
+    identity: IdentityFiles, alpn: Sequence[str], *, sni: SniCheck | None = None, client_auth: bool = True
+) -> ssl.SSLContext:
+    """The inbound side. `sni` is asked for the name of each ClientHello ("" for none); False refuses the handshake
+    with unrecognized_name. `client_auth=False` is for listeners whose clients have no certificate yet."""
+    mute_garbled_names()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslsocket_class = MeshSocket
+    _mesh(context, identity, alpn)
+    context.num_tickets = 0
+    if not client_auth:
+        context.verify_mode = ssl.CERT_NONE
+
+    def asked_for(sock: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
+        name = (name or "").lower().removesuffix(".")
+        if isinstance(sock, MeshSocket):
+            sock.sni = name
+        try:
+            admitted = sni is None or sni(name)
+        except Exception:
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        return None if admitted else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+    context.sni_callback = asked_for
+    return context
+
+
+def mute_garbled_names() -> None:
+    """Once a process: a ClientHello whose server name is not ASCII fails inside Python's ssl, which refuses it but also
+    prints a traceback. Strangers must not write to our stderr; everything else goes on to the hook that was there."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not (unraisable.exc_type is UnicodeDecodeError and isinstance(unraisable.object, bytes)):
+            before(unraisable)
+
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
+        sys.unraisablehook = hook
+
+
+def client_context(identity: IdentityFiles, alpn: Sequence[str]) -> ssl.SSLContext:
+    """The outbound side of the mesh. Who answers is checked by SPIFFE ID (`peer_identity`), not by host name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    _mesh(context, identity, alpn)
+    return context
+
+
+def _mesh(context: ssl.SSLContext, identity: IdentityFiles, alpn: Sequence[str]) -> None:
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ecdh_curve(GROUP)
+    context.set_alpn_protocols(list(alpn))
+    identity.load_into(context)
+
+
+def originate_context(alpn: Sequence[str] = (HTTP1,), *, cafile: str | None = None) -> ssl.SSLContext:
+    """For an ordinary TLS server outside the mesh: system roots (or `cafile`), host name checked."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=cafile)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+    context.set_alpn_protocols(list(alpn))
+    return context
+
+
+def peer_identity(sock: ssl.SSLSocket, trust_domain: str) -> str:
+    """The SPIFFE ID that the peer has proven. Call it right after the handshake."""
+    der = sock.getpeercert(binary_form=True)
+    if der is None:
+        raise PeerRejected("the peer has presented no certificate")
+    try:
+        return str(check_leaf(der, trust_domain))
+    except SvidError as exc:
+        raise PeerRejected(f"the peer's certificate is refused: {exc}") from None
+
+
+def why(exc: BaseException) -> str:
+    """One line on why a handshake or a connection has failed, without OpenSSL's source positions."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the peer's certificate does not verify: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLEOFError):
+        return "the peer has closed the connection within TLS"
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {(exc.reason or str(exc)).replace('_', ' ').lower()}"
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    return str(exc) or type(exc).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """What one version of our identity gives: taken once per connection, used whole."""
+
+    identity: IdentityFiles
+    server: ssl.SSLContext
+    client_http: ssl.SSLContext
+    client_tcp: ssl.SSLContext
+
+    @property
+    def spiffe_id(self) -> str:
+        return str(self.identity.spiffe_id)
+
+    @property
+    def trust_domain(self) -> str:
+        return self.identity.trust_domain
+
+
+class Identity:
+    """Holds the present contexts. `replace` builds all of them before it swaps one attribute, so that a connection
+    sees the old or the new ones, and a certificate that cannot be used changes nothing."""
+
+    def __init__(self, identity: IdentityFiles, *, sni: SniCheck | None = None) -> None:
+        self.sni = sni
+        self.current = self._build(identity)
+
+    def replace(self, identity: IdentityFiles) -> None:
+        self.current = self._build(identity)
+
+    def _build(self, identity: IdentityFiles) -> Contexts:
+        return Contexts(
+            identity,
+            server_context(identity, (HTTP1, TCP), sni=self.sni),
+            client_context(identity, (HTTP1,)),
+            client_context(identity, (TCP,)),
+        )

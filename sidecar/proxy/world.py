@@ -1,0 +1,291 @@
+"""What every connection of a sidecar shares: reactor, clock, chance, plans, pools, memory of what is in flight.
+
+The plans are replaced as a whole; a request keeps the one it was matched with. Must not know where plans, identities or
+sockets come from. Invariant: everything here is bounded: connections by descriptors and limits, heads by 4 MB, the
+passthrough's endpoints by number.
+"""
+
+import random
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Limits, Retry, Timeouts, Tls
+from sidecar.policy.authz import Verdict, service_of
+from sidecar.policy.cluster import Cluster, Destination, RoutePlan, Subset
+from sidecar.policy.correlation import Correlation
+from sidecar.policy.endpoint import Endpoint
+from sidecar.policy.exchange import Exchange
+from sidecar.policy.outcome import Outcome
+from sidecar.policy.plan import ClusterState, Plans, PortPlan, TcpPlan
+from sidecar.policy.replay import ReplayPool
+from sidecar.telemetry.access_log import AccessLog
+from sidecar.telemetry.catalogue import CLUSTER_COUNTS, Meters
+from sidecar.telemetry.metrics import Registry
+from sidecar.wire.http1 import Message, ProtocolError
+
+from .connect import Dialled, Dialler
+from .reactor import Reactor
+from .timers import Timers
+from .tls import HTTP1, Identity, originate_context
+from .tunnel import Tunnel
+from .upgrade import begin_tunnel
+from .upstream import Pool
+
+if TYPE_CHECKING:
+    from .downstream import Downstream
+    from .serving import Serving
+    from .upstream import Upstream
+
+DISTRUST_S = 4.0
+HEADS_BYTES_MAX = 4 * 1024 * 1024
+PASSTHROUGH_MAX = 256
+WORDS_MAX = 40
+
+
+class Heads:
+    """Unfinished request heads of all connections; beyond 4 MB the oldest is given up."""
+
+    def __init__(self, bytes_max: int = HEADS_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
+        self.bytes_held = 0
+        self.held: OrderedDict[Downstream, int] = OrderedDict()
+
+    def hold(self, down: "Downstream", size_bytes: int) -> None:
+        self.bytes_held += size_bytes - self.held.get(down, 0)
+        self.held[down] = size_bytes
+        while self.bytes_held > self.bytes_max:
+            oldest = next(iter(self.held))
+            oldest.give_up_head()
+            self.leave(oldest)
+
+    def leave(self, down: "Downstream") -> None:
+        size = self.held.pop(down, None)
+        if size is not None:
+            self.bytes_held -= size
+
+
+class World:
+    """One sidecar's data path."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        registry: Registry,
+        identity: Identity,
+        access: AccessLog,
+        note: Callable[[str, str], None],
+        *,
+        strict: bool = False,
+        mark: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        epoch: Callable[[], float] = time.time,
+        rnd: random.Random | None = None,
+    ) -> None:
+        """`note(kind, text)` writes to the sidecar's own log, each kind at a bounded rate. `strict`: hosts and
+        addresses outside the mesh are refused instead of passed through."""
+        chance = rnd or random.Random()
+        self.nursery, self.identity, self.access, self.note = nursery, identity, access, note
+        self.clock, self.epoch, self.rnd = clock, epoch, chance.random
+        self.getrandbits = chance.getrandbits
+        self.strict = strict
+        self.reactor = Reactor(clock=clock)
+        self.timers: Timers = self.reactor.timers
+        self.plans = Plans()
+        self.state = ClusterState()
+        self.memory = Correlation()
+        self.replay = ReplayPool()
+        self.heads = Heads()
+        self.pool = Pool(self)
+        self.registry = registry
+        self.meters = Meters(registry)
+        self.unrouted = {side: registry.requests(side=side, service="", route="") for side in ("in", "out")}
+        self.downstreams: set[Downstream] = set()
+        self.draining = False
+        self.passthrough: OrderedDict[tuple[str, int], RoutePlan] = OrderedDict()
+        self.tunnels: dict[Tunnel, Callable[[], bool] | None] = {}  # and whether authorization still allows it
+        self.dialler = Dialler(mark=mark)
+        self.originate: ssl.SSLContext | None = None
+
+    # -- identities and traces
+
+    def service_of(self, peer: str) -> str | None:
+        return service_of(peer, self.identity.current.trust_domain) if peer else None
+
+    def client_cert_line(self, peer: str) -> bytes:
+        """The header by which the application knows its caller; nobody else can set it."""
+        return b"x-forwarded-client-cert: By=%b;URI=%b\r\n" % (self.identity.current.spiffe_id.encode(), peer.encode())
+
+    def new_trace(self) -> bytes:
+        bits = self.getrandbits
+        return b"00-%032x-%016x-02" % (bits(128) or 1, bits(64) or 1)
+
+    # -- connections
+
+    async def dial(self, endpoint: Endpoint, alpn: str, timeout_s: float) -> Dialled:
+        """A connected socket whose peer is who it must be. Raises DialError."""
+        if endpoint.mesh:
+            current = self.identity.current
+            return await self.dialler.dial(
+                endpoint.address,
+                tls_context=current.client_http if alpn == HTTP1 else current.client_tcp,
+                server_hostname=endpoint.sni,
+                expect_identity=endpoint.identity,
+                alpn=alpn,
+                timeout_s=timeout_s,
+            )
+        if endpoint.tls is Tls.ORIGINATE:
+            if self.originate is None:
+                self.originate = originate_context()
+            return await self.dialler.dial(
+                endpoint.address, tls_context=self.originate, server_hostname=endpoint.host, timeout_s=timeout_s
+            )
+        return await self.dialler.dial(endpoint.address, timeout_s=timeout_s)
+
+    def swap(self, plans: Plans, stale: list[Endpoint]) -> None:
+        """New plans take effect with the next request; connections made under other terms are closed."""
+        self.plans = plans
+        for endpoint in stale:
+            self.pool.close_idle(endpoint)
+        for tunnel, allowed in list(self.tunnels.items()):
+            if allowed is not None and not allowed():
+                tunnel.close()
+
+    def distrust(self) -> None:
+        """A root has left the bundle: connections end, idle ones now, busy ones with their answer, all within 5 s."""
+        for cluster in self.state:
+            for endpoint in cluster.endpoints.values():
+                if endpoint.mesh:
+                    self.pool.close_idle(endpoint)
+        before = [down for down in self.downstreams if down.peer]
+        tunnels = list(self.tunnels)
+        for down in before:
+            down.drain()
+        self.nursery.start_soon(self._end_distrusted, before, tunnels)
+
+    async def _end_distrusted(self, downs: "list[Downstream]", tunnels: list[Tunnel]) -> None:
+        await trio.sleep(DISTRUST_S)
+        for down in downs:
+            if down in self.downstreams:
+                self.reactor.call(down.end)
+        for tunnel in tunnels:
+            if tunnel in self.tunnels:
+                self.reactor.call(tunnel.close)
+
+    def serves_sni(self, name: str) -> bool:
+        """Whether a ClientHello asks for a port that this sidecar serves; no name means the only one."""
+        return self.port_of_sni(name) is not None
+
+    def port_of_sni(self, name: str) -> PortPlan | None:
+        inbound = self.plans.inbound
+        if not name:
+            return next(iter(inbound.values())) if len(inbound) == 1 else None
+        port, _, rest = name.partition(".")
+        return inbound.get(port) if rest == f"{self.plans.own}.mesh" else None
+
+    async def sweep(self) -> None:
+        """Close idle connections that have aged, for ever."""
+        while True:
+            await trio.sleep(1.0)
+            self.reactor.call(self.pool.sweep, list(self.state), self.clock())
+
+    # -- hosts that are not of the mesh
+
+    def unknown_host(self, serving: "Serving", m: Message) -> RoutePlan | None:
+        """An ordinary proxy request to somewhere else is passed through; anything else is answered 404."""
+        name = m.host_key.decode("ascii", "replace")
+        outside = b"." in m.host_key and not m.host_key.endswith(b".mesh")
+        if m.form.value != "absolute" or self.strict or not outside or m.host is None:
+            known = ", ".join(self.plans.service_names()[:WORDS_MAX])
+            serving.refuse(Outcome.NO_ROUTE, f'no service is called "{name}"; known: {known}')
+            return None
+        _, colon, port = m.host.rpartition(b":")
+        number = int(port) if colon and port.isdigit() else 80
+        self.meters.outbound.passthrough.inc()
+        return self.passthrough_plan(name, number)
+
+    def passthrough_plan(self, host: str, port: int) -> RoutePlan:
+        """A plan that leads to an address outside the mesh, in clear text, as if no sidecar were there."""
+        key = (host, port)
+        plan = self.passthrough.get(key)
+        if plan is None:
+            retry = Retry(max_retries=0)
+            cluster = Cluster("passthrough", "out", Limits(), retry, self.clock())
+            breaker = CircuitBreaker(consecutive_failures=1 << 60)
+            cluster.update([EndpointSpec(host, port, tls=Tls.PLAIN)], breaker, {}, "", "")
+            plan = RoutePlan("passthrough", "passthrough")
+            subset = Subset("", tuple(cluster.endpoints.values()))
+            plan.bind(cluster, Timeouts(), retry, [(Destination(None, subset), 100)])
+            plan.upgrade = frozenset({b"websocket"})
+            plan.stats = {"": self.registry.requests(side="out", service="passthrough", route="passthrough")}
+            self.passthrough[key] = plan
+            if len(self.passthrough) > PASSTHROUGH_MAX:
+                _, old = self.passthrough.popitem(last=False)
+                for endpoint in old.cluster.endpoints.values():
+                    self.pool.close_idle(endpoint)
+        else:
+            self.passthrough.move_to_end(key)
+        return plan
+
+    def passthrough_tcp(self, host: str, port: int) -> TcpPlan:
+        """The same for opaque connections."""
+        plan = self.passthrough_plan(host, port)
+        assert plan.subset is not None
+        return TcpPlan("passthrough", str(port), plan.cluster, plan.subset, plan.timeouts, plan.retry, None)
+
+    # -- upgrades
+
+    def upgrade(self, serving: "Serving", m: Message, ex: Exchange, up: "Upstream", now: float) -> None:
+        """The upstream said 101: from here on the two connections are one tunnel."""
+        ex.response_head(101, now)
+        begin_tunnel(self, serving, m, ex, up)
+
+    # -- metrics
+
+    def observe(self) -> None:
+        """Show what clusters and the reactor count."""
+        registry = self.registry
+
+        def per_cluster(attribute: str) -> Callable[[], list[tuple[dict[str, str], float]]]:
+            return lambda: [
+                ({"side": side, "service": service, "port": port}, float(getattr(cluster, attribute)))
+                for (side, service, port), cluster in self.state.clusters.items()
+            ]
+
+        for attribute, name, text in CLUSTER_COUNTS:
+            registry.reading_counter(name, text, per_cluster(attribute))
+        registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))
+        registry.gauge("pillion_upstream_connections", "Open upstream connections.", per_cluster("connections"))
+        registry.gauge(
+            "pillion_downstream_connections", "Open HTTP connections of callers.", lambda: len(self.downstreams)
+        )
+        registry.gauge("pillion_tunnels", "Open tunnels.", lambda: len(self.tunnels))
+
+    # -- notes for people
+
+    def note_connect_failure(self, serving: "Serving", detail: str) -> None:
+        endpoint = serving.endpoint
+        where = endpoint.key if endpoint is not None else "?"
+        service = serving.plan.service if serving.plan is not None else "?"
+        self.note(f"connect {where}", f"connect_failed: {service} at {where}: {detail}")
+
+    def note_bad_response(self, serving: "Serving", exc: ProtocolError) -> None:
+        endpoint = serving.endpoint
+        where = endpoint.key if endpoint is not None else "?"
+        self.note(f"response {where}", f"bad_response: from {where}: {exc.detail}")
+
+    def note_malformed(self, down: "Downstream", outcome: Outcome, detail: str) -> None:
+        self.unrouted[down.entry.side].record(b"", outcome.status, outcome.reason, 0.0)
+        self.note("malformed", f"{outcome.reason}: from {down.peer or down.address}: {detail}")
+
+    def note_denied(self, service: str, verdict: Verdict) -> None:
+        self.meters.service("in", service).denied.inc(verdict.name)
+
+    def note_audited(self, service: str, verdict: Verdict) -> None:
+        would_deny = self.meters.service("in", service).would_deny
+        for audited in verdict.audited:
+            would_deny.inc(audited.rule.name if audited.rule is not None else audited.would)

@@ -1,0 +1,1 @@
+"""`pillion run`: an application with a sidecar beside it."""
