@@ -357,6 +357,7 @@ def _observe(app: App, access: AccessLog) -> None:
         log.error("a connection was ended by an unexpected error", exc_info=exc)
 
     world.reactor.on_crash = crashed
+    world.reactor.on_slow = lambda text: world.note("slow", f"the reactor was held up: {text}")
 
 
 def _mark(settings: Settings) -> int | None:

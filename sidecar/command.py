@@ -5,12 +5,17 @@ Each flag is also an environment variable PILLION_*. Must not load the data path
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # cannot be subscripted before click 8.4
 
-class AddressType(click.ParamType[Any]):
+
+class AddressType(ParamType):
     """HOST:PORT, or `off`."""
 
     name = "HOST:PORT|off"
@@ -21,7 +26,7 @@ class AddressType(click.ParamType[Any]):
         return None if value == "off" else parse_address(value, self, param, ctx)
 
 
-class AppType(click.ParamType[Any]):
+class AppType(ParamType):
     """[PORT_NAME=]HOST:PORT."""
 
     name = "[PORT=]HOST:PORT"
@@ -35,9 +40,7 @@ class AppType(click.ParamType[Any]):
         return port, parse_address(address, self, param, ctx)
 
 
-def parse_address(
-    text: str, kind: "click.ParamType[Any]", param: click.Parameter | None, ctx: click.Context | None
-) -> Any:
+def parse_address(text: str, kind: ParamType, param: click.Parameter | None, ctx: click.Context | None) -> Any:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         kind.fail(f"{text!r} is not HOST:PORT (a port is a number up to 65535)", param, ctx)

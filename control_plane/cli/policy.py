@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import click
 
 from sidecar.model.load import Loaded, load_policy
-from sidecar.model.problems import Problem, Severity, problem_to_json, render, strict, suggest
-from sidecar.model.snapshot import AuthzLevel, Call, Match, Mtls, Origin, Protocol, Route, Service, Snapshot, ValueMatch
+from sidecar.model.problems import Problem, Severity, one_line, problem_to_json, render, strict, suggest
+from sidecar.model.snapshot import AuthzLevel, Call, Match, Origin, Route, Service, Snapshot, ValueMatch
 
 DEFAULT_FILE = "mesh.yaml"
 FILES_VARIABLE = "PILLION_POLICY"
@@ -92,12 +92,12 @@ def _service(snapshot: Snapshot, name: str, what: str = "SERVICE") -> Service:
 
 
 def _echo_json(data: object) -> None:
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(data, indent=2))
 
 
 def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Columns aligned with spaces; the last one is not padded."""
-    lines = [tuple(head)] * bool(head) + [tuple(row) for row in rows]
+    lines = [tuple(head)] * bool(head) + [tuple(one_line(cell) for cell in row) for row in rows]
     if not lines:
         return ""
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
@@ -386,6 +386,8 @@ def can(
     if not src.startswith("spiffe://"):
         _service(snapshot, src, "SRC")
     service = _service(snapshot, dst, "DST")
+    from .policy_can import judge  # what decides is loaded only here
+
     answer = judge(
         service,
         src if src.startswith("spiffe://") else f"spiffe://{trust_domain}/service/{src}",
@@ -413,87 +415,6 @@ def _header(text: str) -> tuple[bytes, bytes]:
     if not colon or not name.strip():
         raise click.BadParameter(f"{text!r} is not NAME:VALUE", param_hint="--header")
     return name.strip().lower().encode(), value.strip().encode()
-
-
-def judge(
-    service: Service,
-    identity: str,
-    method: str | None,
-    path: str | None,
-    headers: list[tuple[bytes, bytes]],
-    port_name: str | None,
-    plain: bool,
-    trust_domain: str,
-) -> dict[str, Any]:
-    """What the callee's sidecar decides, step by step as it does."""
-    from sidecar.policy.authz import Authorizer, Verdict, service_of
-    from sidecar.policy.paths import BadPath, opaque
-    from sidecar.policy.plan import ports, reader
-    from sidecar.policy.routing import RouteTable
-
-    port = _port(service, ports(service), port_name)
-    answer: dict[str, Any] = {
-        "allowed": False, "reason": "", "rule": "", "where": "", "route": "", "port": port.name, "message": "",
-        "audited": [], "steps": [],
-    }  # fmt: skip
-    mtls_origin = service.provenance.get("mtls")
-    mtls_place = _place(mtls_origin) if mtls_origin is not None else "-"
-    if plain and service.mtls is Mtls.STRICT:
-        return answer | {"reason": "mtls is strict, and plain peers are refused", "rule": "mtls", "where": mtls_place}
-    caller = None if plain or service.mtls is Mtls.OFF else identity
-    plain_allowed = service.mtls is not Mtls.STRICT
-
-    def settle(levels: Sequence[AuthzLevel], **request: Any) -> Verdict:
-        verdict, steps = Authorizer(levels, trust_domain).trace(caller, plain_allowed=plain_allowed, **request)
-        answer["steps"] += [str(step) for step in steps]
-        answer["audited"] += [one.would for one in verdict.audited]
-        answer.update(
-            allowed=verdict.allowed,
-            reason=verdict.reason,
-            rule=verdict.name,
-            where=str(verdict.source),
-            message=(verdict.rule.message or "") if verdict.rule is not None else "",
-        )
-        return verdict
-
-    if port.protocol is Protocol.TCP:
-        settle(service.authz, method=b"", readings=None, headers=[], tcp=True)
-        return answer
-    if method is None or path is None:
-        raise click.UsageError(f"METHOD and PATH are needed: the port {port.name!r} of {service.name} speaks HTTP")
-    read = reader(service, port)
-    target = path.partition("#")[0].encode()
-    try:
-        readings = read(target)
-    except BadPath as error:
-        return answer | {"reason": f"bad request (400): {error.reason}"}
-    table = RouteTable([(route.match, route) for route in service.routes])
-    targets = [readings.forward if read is not opaque else target]
-    if readings.ambiguous:
-        targets.append(readings.merged + b"?" + readings.query if readings.query else readings.merged)
-    of_caller = service_of(caller, trust_domain)
-    names: list[str] = []
-    for each in targets:
-        route = table.find(method.encode(), each, headers, of_caller)
-        if route is None:
-            return answer | {"allowed": False, "reason": f"no route of {service.name} takes this request (404)"}
-        if f"{route.name} ({route.source})" in names:
-            continue
-        names.append(f"{route.name} ({route.source})")
-        answer["route"] = ", ".join(names)
-        if not settle(route.authz, method=method.encode(), readings=readings, headers=headers).allowed:
-            break
-    return answer
-
-
-def _port(service: Service, ports: Sequence[Any], name: str | None) -> Any:
-    if name is None:
-        return next((port for port in ports if port.protocol is Protocol.HTTP), ports[0])
-    for port in ports:
-        if name in (port.name, str(port.number)):
-            return port
-    known = ", ".join(f"{port.name} ({port.number})" for port in ports)
-    raise click.BadParameter(f"{service.name} has no port {name!r}; known: {known}", param_hint="--port")
 
 
 @policy.command()

@@ -151,7 +151,7 @@ FILTER = Table(
 FILTERS = ListOf(FILTER, "a list of filters", items_max=64)
 
 _VALUES = MapOf(HEADER_NAME, ValueForm(), "a map of names and values", 64, lower=True)
-_QUERY = MapOf(Text("a query name", chars_max=256), ValueForm(), "a map of names and values", 64)
+_QUERY = MapOf(Text("a query name", words.message, 256), ValueForm(), "a map of names and values", 64)
 _METHODS = ListOf(METHOD, "a list of methods", 1)
 _CALLERS = ListOf(CALLER, "a list of callers", 1)
 
@@ -221,7 +221,7 @@ ROUTE_SETTINGS = Table("route settings", _TRAFFIC)
 DEFAULTS = Table("defaults", (*_TRAFFIC, *_SERVICE_ONLY, AUTHZ_FIELD, *_LATER_SERVICE), nothing=True,
                  doc="The lowest level that a file states: holds for every service.")  # fmt: skip
 
-_LABELS = MapOf(Text("a label", chars_max=63), Text("a label's value", words.plain_text, 255), "a map of labels")
+_LABELS = MapOf(Text("a label", words.message, 63), Text("a label's value", words.plain_text, 255), "a map of labels")
 VERSION = Table(
     "version",
     (Field("labels", _LABELS, "Labels that an endpoint of this version carries, all of them.", required=True),),
@@ -235,7 +235,7 @@ PORT = Table(
               "What is spoken there.", Protocol.HTTP),
         Field("path_handling", Choice(("strict", "opaque"), convert=PathHandling), "`strict` answers 400 to paths "
               "that servers read differently; `opaque` passes them on.",
-              builtin_text="strict where rules have paths"),
+              builtin_text="strict where rules or routes have paths"),
         Field("detect_timeout", _TIME, "", later="P0212"),
     ),
 )  # fmt: skip

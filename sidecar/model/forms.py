@@ -15,7 +15,7 @@ from .tables import Field, Table
 from .yaml_tree import Broken, List, Map, Node, Scalar
 
 LABEL = Text("a name", words.label, 63, words.LABEL_PATTERN)
-SERVICE = Text("the name of a service", words.label, 63, words.LABEL_PATTERN)
+SERVICE = Text("the name of a service", words.service_name, 63, words.LABEL_PATTERN)
 VERSION_REF = Text("the name of a version", words.label, 63, words.LABEL_PATTERN, ref=True)
 SERVICE_REF = Text("the name of a service", words.label, 63, words.LABEL_PATTERN, ref=True)
 PORT_REF = Text("the name of a port", words.label, 63, words.LABEL_PATTERN, ref=True)
@@ -25,7 +25,7 @@ RETRY_METHOD = Text("an HTTP method, or any", words.retry_method, 40, words.TOKE
 HEADER_NAME = Text("a header name", words.header_name, 256, words.TOKEN_PATTERN)
 EDITED_HEADER = Text("a header name", words.edited_header, 256, words.TOKEN_PATTERN, convert=str.lower)
 HEADER_VALUE = Text("a header value", words.header_value, 4096)
-PATH_GLOB = Text("a path or a path pattern", words.path_glob, 300, "^/")
+PATH_GLOB = Text("a path or a path pattern", words.path_glob, 1024, "^/")
 REGEX = Text("a regular expression", words.regex, 1024)
 
 _STATUS_CLASSES = ("4xx", "5xx", "gateway-error", "retriable-4xx")

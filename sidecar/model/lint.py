@@ -30,8 +30,8 @@ def lint(snapshot: Snapshot, sink: Sink) -> None:
         for route in service.routes:
             _tries(route, sink)
             _unsafe_retries(route, sink)
-            _inert_retries(route, sink)
         _inert(service, sink)
+    _inert_retries(snapshot, sink)
     _retry_layers(snapshot, sink)
 
 
@@ -133,23 +133,29 @@ def _unsafe_retries(route: Route, sink: Sink) -> None:
         )
 
 
-def _inert_retries(route: Route, sink: Sink) -> None:
-    """What is stated of retries that cannot happen."""
-    retry, origins = route.retry, route.provenance
-    none = origins["retry.max_retries"]
-    if not retry.max_retries:
-        for key in ("when", "methods", "base", "max"):
-            origin = origins[f"retry.{key}"]
-            if origin.level in _OWN and none.level in _OWN:
-                sink.warning("P0305", f"`retry.{key}` never acts: max_retries is 0", origin.source, _where(none))
-    elif "timeout" in retry.failures and route.timeouts.try_s == NONE:
-        when = origins["retry.when"]
-        sink.warning(
-            "P0305",
-            "`timeout` in `retry.when` never acts: no `timeout.try` is set",
-            when.source,
-            help="set timeout.try",
-        )
+def _inert_retries(snapshot: Snapshot, sink: Sink) -> None:
+    """What is stated of retries and acts on no route at all."""
+    acting: set[tuple[str, Source]] = set()
+    inert: dict[tuple[str, Source], tuple[str, str]] = {}
+    for service in snapshot.services.values():
+        for route in service.routes:
+            retry, origins = route.retry, route.provenance
+            for key in ("when", "methods", "base", "max"):
+                origin = origins[f"retry.{key}"]
+                if retry.max_retries:
+                    acting.add((key, origin.source))
+                elif origin.level in _OWN:
+                    why = _where(origins["retry.max_retries"])
+                    inert[key, origin.source] = (f"`retry.{key}` never acts: max_retries is 0", why)
+            if "timeout" in retry.failures:
+                at = ("timeout", origins["retry.when"].source)
+                if route.timeouts.try_s != NONE:
+                    acting.add(at)
+                elif retry.max_retries:
+                    inert[at] = ("`timeout` in `retry.when` never acts: no `timeout.try` is set", "")
+    for at, (message, label) in inert.items():
+        if at not in acting:
+            sink.warning("P0305", message, at[1], label)
 
 
 def _where(origin: Origin) -> str:

@@ -22,6 +22,7 @@ from .snapshot import (
     Level,
     Match,
     Origin,
+    Protocol,
     RateLimit,
     Redirect,
     Respond,
@@ -303,8 +304,10 @@ def _fallback(stated: Stated | None, frame: Frame, sink: Sink) -> Fallback | Non
     if service is not None:
         if service.name == frame.service:
             sink.error("P0117", f'"{clip(service.name)}" cannot fall back to itself', service.node)
-        else:
-            known_service(service, frame.services, sink)
+        elif known_service(service, frame.services, sink):
+            ports = (frame.services[service.name].value.get("ports") or {}).values()
+            if ports and all(port.value.get("protocol") is Protocol.TCP for port in ports):
+                sink.error("P0111", f"`{service.name}` cannot serve requests: its ports speak TCP", service.node)
         return Fallback(service=service.name)
     return Fallback(respond=_respond(stated, sink))
 

@@ -24,6 +24,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _REFUSED_ESCAPE = re.compile(r"%([01][0-9A-Fa-f]|2[Ff]|5[Cc]|7[Ff])")
 
 SEGMENTS_MAX = 64
+PATH_BYTES_MAX = 1024
 REGEX_INSTRUCTIONS_MAX = 1000
 
 STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
@@ -45,6 +46,12 @@ def label(text: str) -> Wrong:
     if _LABEL.match(text.lower().replace("_", "-")):
         help = f'write "{text.lower().replace("_", "-")}"'
     return f'"{_short(text)}" is not a valid name', help
+
+
+def service_name(text: str) -> Wrong:
+    if text == "mesh":  # port.mesh would be the host of a port, and of a service as well
+        return '"mesh" is reserved: it ends the host name of every service', "choose another name"
+    return label(text)
 
 
 def route_name(text: str) -> Wrong:
@@ -142,8 +149,10 @@ def _path(text: str) -> Wrong:
         return f'"{_short(text)}" can never match: dot segments are resolved first', "write the resolved path"
     if "" in segments[:-1]:
         return f'"{_short(text)}" holds an empty segment', "write one slash: paths are judged with // merged, too"
-    if len(segments) > SEGMENTS_MAX:
-        return f"a path pattern of more than {SEGMENTS_MAX} segments", ""
+    # Outside of ASCII a byte is three characters when encoded, and so are some within.
+    length = sum(1 if 0x20 < code < 0x7F and code not in b'"<>^`|' else 3 for code in text.encode())
+    if len(segments) > SEGMENTS_MAX or length > PATH_BYTES_MAX:
+        return f"a path of more than {SEGMENTS_MAX} segments or {PATH_BYTES_MAX} bytes", "shorten it"
     return None
 
 
@@ -159,6 +168,7 @@ def regex(text: str) -> Wrong:
 
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
+    options.dot_nl = True
     options.never_capture = True
     options.log_errors = False
     options.max_mem = 1 << 20

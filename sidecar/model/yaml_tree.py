@@ -26,6 +26,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML
 _FORBIDDEN = re.compile(
     "[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _OCTAL = re.compile(r"0o[0-7]+\Z")
 _HEX = re.compile(r"0x[0-9a-fA-F]+\Z")
@@ -202,8 +203,11 @@ class _Reader:
                 entries[key.text] = (key, value)
         return Map(source, self._span(source, event), entries)
 
-    def _scalar(self, event: yaml.ScalarEvent, source: Source, length: int) -> Scalar:
+    def _scalar(self, event: yaml.ScalarEvent, source: Source, length: int) -> Scalar | Broken:
         text = event.value
+        if _SURROGATE.search(text):  # escaped, in a quoted scalar; libyaml refuses it by itself
+            self._sink.error("P0101", "half of a surrogate pair is no character", Node(source, length))
+            return Broken(source, length)
         if event.style in (None, ""):
             if len(text) > _DIGITS_MAX and (_INT.match(text) or _HEX.match(text) or _OCTAL.match(text)):
                 self._sink.error("P0115", f"a number of more than {_DIGITS_MAX} digits", Node(source, length))

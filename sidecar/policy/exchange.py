@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from enum import Enum, auto
 
-from .backoff import backoff_s
+from .backoff import backoff_s, server_delay_s
 from .cluster import Cluster, RoutePlan, Subset
 from .endpoint import Endpoint
 from .outcome import BY_REASON, OF_FAILURE, Blame, Failure, Outcome, Retryable
@@ -81,7 +81,6 @@ class Exchange:
         method: bytes,
         now: float,
         rnd: Callable[[], float],
-        *,
         told_s: float = OFF,
         cap: float = OFF,
         inherited: int = 0,
@@ -123,7 +122,7 @@ class Exchange:
         cluster = self.cluster
         cluster.active += 1  # given back by _finish
         if cluster.active > cluster.limits.requests:
-            return self._answer(Outcome.OVERFLOW, now)
+            return self._overflow(now)
         if now >= self.ends:
             return self._answer(Outcome.TIMEOUT_TOTAL, now)
         cluster.budget.deposit(now)
@@ -140,19 +139,25 @@ class Exchange:
         self.request_done = True
         if self.begun or self.finished or self.waiting or self.endpoint is None:
             return
-        self.ends = min(now + self.total_s, self.cap)
-        self.try_ends = now + self.plan.timeouts.try_s
-        self.due = min(self.ends, self.try_ends)
+        self._restart(now)
 
-    def response_head(self, status: int, now: float, reason: str | None = None, exhausted: bool = False) -> Do:
-        """A final response head arrived. `reason` and `exhausted` are what a mesh peer's sidecar said of it."""
+    def response_head(
+        self,
+        status: int,
+        now: float,
+        reason: str | None = None,
+        exhausted: bool = False,
+        retry_after_s: float | None = None,
+    ) -> Do:
+        """A final response head arrived. `reason` and `exhausted` are what a mesh peer's sidecar said of it;
+        `retry_after_s` is what the server asks for, wanted only where the policy may retry this status."""
         self.status = status
         said = BY_REASON.get(reason) if reason else None
         if said is None:
             retry = status in self.plan.retry.statuses and self._repeatable(self.safe)
         else:
-            retry = self._retryable(said, status)
-        if retry and not exhausted and self._take_retry(now):
+            retry = self._retryable(said, status, now)
+        if retry and not exhausted and self._take_retry(now, retry_after_s):
             self._judge(status, said, now)
             return WAIT
         self._judge(status, said, now)
@@ -178,6 +183,8 @@ class Exchange:
             self.resent = True  # the idle-close race: neither a retry nor the endpoint's fault
             self.cluster.resends += 1
             self.fresh = True
+            if self.due == OFF:
+                self._restart(now)
             return SEND
         listed = "reset" in self.plan.retry.failures
         retry = self.replayable if connect else listed and self._repeatable(self.safe)
@@ -196,8 +203,10 @@ class Exchange:
         """`due` has come: the end of a back-off, of the attempt, or of the whole request."""
         if self.waiting:
             self.waiting = False
+            if now >= self.ends:  # woken too late: nobody has been asked again, so nobody is to blame
+                return self._answer(Outcome.TIMEOUT_TOTAL, now)
             return self._try(now)
-        if now < self.ends:
+        if self.due < self.ends:
             if "timeout" in self.plan.retry.failures and self._repeatable(self.safe) and self._take_retry(now):
                 self._blame(now)
                 return WAIT
@@ -228,6 +237,17 @@ class Exchange:
 
     # -- decisions
 
+    def _restart(self, now: float) -> None:
+        """The clocks of the request and of the attempt begin anew: they stood still while the body came."""
+        timeouts = self.plan.timeouts
+        self.ends = now + self.total_s
+        self.own_deadline = self.total_s >= timeouts.total_s
+        if self.cap < self.ends:
+            self.ends = self.cap
+            self.own_deadline = False
+        self.try_ends = now + timeouts.try_s
+        self.due = self.ends if self.ends <= self.try_ends else self.try_ends
+
     def _try(self, now: float) -> Do:
         endpoint = self.subset.pick(now, self.tried, self.rnd)
         if endpoint is None:
@@ -254,6 +274,10 @@ class Exchange:
                 self.cluster.active -= 1
                 self.cluster = cluster
                 cluster.active += 1
+                if cluster.active > cluster.limits.requests:
+                    return self._overflow(now)
+                if not self.attempt:
+                    cluster.budget.deposit(now)
             self.subset = fallback.subset
             self.tried = ()
             return self._try(now)
@@ -264,11 +288,18 @@ class Exchange:
         """Whether the request may be sent again although the application may have seen it."""
         return safe and self.replayable and self.inherited == 0
 
-    def _retryable(self, said: Outcome, status: int) -> bool:
+    def _elsewhere(self, now: float) -> bool:
+        """Whether there is an endpoint that this request has not tried."""
+        return any(
+            endpoint is not self.endpoint and endpoint not in self.tried and endpoint.breaker.allows(now)
+            for endpoint in self.subset.endpoints
+        )
+
+    def _retryable(self, said: Outcome, status: int, now: float) -> bool:
         """What a peer's sidecar answered by itself; the table beats the rules for status classes."""
         kind = said.retryable
         if kind is Retryable.ANY:
-            return self.replayable
+            return self.replayable and (said is not Outcome.DRAINING or self._elsewhere(now))
         if kind is Retryable.NEVER:
             return False
         listed = status in self.plan.retry.statuses
@@ -276,13 +307,22 @@ class Exchange:
             listed = listed or WORD_OF[said] in self.plan.retry.failures
         return listed and self._repeatable(self.safe)
 
-    def _take_retry(self, now: float) -> bool:
-        """Spend one retry if there is one, the budget allows it and the back-off ends in time; arm the back-off."""
+    def _take_retry(self, now: float, asked_s: float | None = None) -> bool:
+        """Spend one retry if there is one, the budget allows it and the wait ends in time; arm the wait. `asked_s`: how
+        long the server asks to be left alone."""
         retry = self.plan.retry
         if self.attempt >= retry.max_retries:
             self.exhausted = retry.max_retries > 0
             return False
-        delay_s = backoff_s(self.attempt + 1, retry.base_s, retry.max_s, self.rnd)
+        if self.due == OFF:
+            self._restart(now)
+        delay_s: float | None
+        if asked_s is not None and retry.honour_retry_after:
+            delay_s = server_delay_s(asked_s, retry.max_server_delay_s, self.rnd)
+            if delay_s is None:
+                return False
+        else:
+            delay_s = backoff_s(self.attempt + 1, retry.base_s, retry.max_s, self.rnd)
         if now + delay_s >= self.ends:
             return False
         cluster = self.cluster
@@ -307,7 +347,7 @@ class Exchange:
         endpoint = self.endpoint
         assert endpoint is not None
         breaker = endpoint.breaker
-        if said is not None and said.blame is Blame.NO:
+        if said is not None and (said.blame is Blame.NO or (said is Outcome.TIMEOUT_TOTAL and not self.own_deadline)):
             breaker.neutral(self.generation, now)
         elif status == 429:
             breaker.throttled(self.generation, now, self.rnd)
@@ -338,6 +378,10 @@ class Exchange:
         if endpoint is not None:
             endpoint.active -= 1
             self.endpoint = None
+
+    def _overflow(self, now: float) -> Do:
+        self.cluster.overflows += 1
+        return self._answer(Outcome.OVERFLOW, now)
 
     def _answer(self, outcome: Outcome, now: float) -> Do:
         self.status = outcome.status

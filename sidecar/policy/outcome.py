@@ -76,6 +76,8 @@ class Outcome(Enum):
     BAD_REQUEST = ("bad_request", 400, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
     REQUEST_TIMEOUT = ("request_timeout", 408, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
     EXPECTATION_FAILED = ("expectation_failed", 417, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
+    NOT_IMPLEMENTED = ("not_implemented", 501, Grpc.UNIMPLEMENTED, Retryable.NEVER, Blame.NO)
+    VERSION_NOT_SUPPORTED = ("version_not_supported", 505, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
     URI_TOO_LONG = ("uri_too_long", 414, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
     HEADERS_TOO_LARGE = ("headers_too_large", 431, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)
     PAYLOAD_TOO_LARGE = ("payload_too_large", 413, Grpc.INTERNAL, Retryable.NEVER, Blame.NO)

@@ -25,6 +25,7 @@ import trio
 from sidecar.telemetry.metrics import OPENMETRICS_TYPE, TEXT_TYPE
 
 from .admin_pages import SLICE_CHARS, Row, json_slices, quality, row_slices, table_slices
+from .bind import bind_listener
 
 log = logging.getLogger(__name__)
 
@@ -325,8 +326,8 @@ async def _send(connection: h11.Connection, stream: trio.abc.Stream, answer: _An
 
 
 def bind_admin(address: str) -> socket.socket:
-    """A listening socket for `HOST:PORT` on loopback, or `unix:PATH` (mode 0600). OSError and ValueError say what is
-    wrong."""
+    """A listening socket for `HOST:PORT` on loopback, or `unix:PATH` (mode 0600). BindError, OSError and
+    ValueError say what is wrong."""
     if address.startswith("unix:"):
         return _bind_unix(address.removeprefix("unix:"))
     host, _, port = address.rpartition(":")
@@ -338,15 +339,7 @@ def bind_admin(address: str) -> socket.socket:
         raise ValueError(f"admin address {address!r}: give HOST:PORT or unix:PATH") from None
     if not ip.is_loopback or not 0 <= number <= 65535:
         raise ValueError(f"admin address {address!r}: the admin interface is for loopback only (127.0.0.1 or [::1])")
-    sock = socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((name, number))
-        sock.listen(CONNECTIONS_MAX)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
-    return sock
+    return bind_listener(name, number, backlog=CONNECTIONS_MAX)
 
 
 def _bind_unix(path: str) -> socket.socket:

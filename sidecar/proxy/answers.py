@@ -17,6 +17,8 @@ OF_STATUS = {
     414: Outcome.URI_TOO_LONG,
     417: Outcome.EXPECTATION_FAILED,
     431: Outcome.HEADERS_TOO_LARGE,
+    501: Outcome.NOT_IMPLEMENTED,
+    505: Outcome.VERSION_NOT_SUPPORTED,
 }
 """Which outcome a malformed request's status stands for; anything else is a bad request."""
 
@@ -40,6 +42,8 @@ MESSAGES = {
     Outcome.BAD_REQUEST: "the request is malformed",
     Outcome.REQUEST_TIMEOUT: "the request did not arrive in time",
     Outcome.EXPECTATION_FAILED: "only Expect: 100-continue is understood",
+    Outcome.NOT_IMPLEMENTED: "the method is not known here",
+    Outcome.VERSION_NOT_SUPPORTED: "only HTTP/1.0 and HTTP/1.1 are spoken here",
     Outcome.URI_TOO_LONG: "the request line is too long",
     Outcome.HEADERS_TOO_LARGE: "the header section is too large",
     Outcome.PAYLOAD_TOO_LARGE: "the request body is too large",

@@ -30,6 +30,7 @@ class Downstream:
 
     __slots__ = (
         "address",
+        "born",
         "broken",
         "ch",
         "chunked_out",
@@ -47,10 +48,11 @@ class Downstream:
 
     def __init__(self, world: "World", entry: "Entry", peer: str, address: str) -> None:
         self.world, self.entry, self.peer, self.address = world, entry, peer, address
-        self.codec = Requests()
+        self.codec = Requests(bool(peer))
         self.ch: Channel
         self.serving: Serving | None = None
         self.timer = Timer(world.timers, self._due)
+        self.born = 0.0
         self.broken: ProtocolError | None = None
         self.ending = False  # the last answer is on its way; nothing more is read
         self.chunked_out = False
@@ -61,6 +63,10 @@ class Downstream:
     def begin(self, sock: Any) -> None:
         """Take the socket; the connection is alive from here to `lost`."""
         self.world.downstreams.add(self)
+        meters = self.entry.meters
+        meters.connections_down.value += 1
+        meters.connections_down_total.inc()
+        self.born = self.world.reactor.now
         self.ch = Channel(self.world.reactor, sock, self, watch_hangup=True, peer=self.peer)
         self.timer.set(self.world.reactor.now + (HEAD_TIMEOUT_S if self.entry.expects_head else KEEP_ALIVE_S))
 
@@ -105,9 +111,7 @@ class Downstream:
         # else: the answer is still wanted; `served` closes
 
     def lost(self, exc: Exception | None) -> None:
-        self.timer.close()
-        self.world.downstreams.discard(self)
-        self.world.heads.leave(self)
+        self._forget()
         serving = self.serving
         if serving is not None:
             self.serving = None
@@ -126,6 +130,11 @@ class Downstream:
         if self.head_due:
             self._head_came()
         m = codec.messages.popleft()
+        if self.broken is not None and not m.done:  # its body came broken with its head: nothing of it goes on
+            self._answer_malformed(self.broken)
+            return
+        if self.world.plans.max_connection_age_s < self.world.reactor.now - self.born and self.peer:
+            self.last = True  # the caller comes back on a new connection, with a new handshake
         now = self.world.reactor.now
         self.relayed = False
         self.serving = serving = Serving(self.world, self.entry, self, m, now)
@@ -270,6 +279,8 @@ class Downstream:
             return
         self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
         codec = self.codec
+        if codec.error is not None and self.broken is None:
+            self.broken = codec.error  # found among bytes that were kept until it was clear how to read them
         if codec.messages or self.broken is not None:
             self.world.reactor.soon.append(self._next)  # not a call: pipelined answers must not recurse
         else:
@@ -291,9 +302,15 @@ class Downstream:
 
     def detach(self) -> None:
         """The connection becomes a tunnel: this object lets go of it."""
-        self.timer.close()
-        self.world.downstreams.discard(self)
+        self._forget()
         self.serving = None
+
+    def _forget(self) -> None:
+        self.timer.close()
+        self.world.heads.leave(self)
+        if self in self.world.downstreams:
+            self.world.downstreams.remove(self)
+            self.entry.meters.connections_down.value -= 1
 
     # -- draining
 

@@ -36,6 +36,7 @@ class Entry:
 
     def __init__(self, world: "World") -> None:
         self.world = world
+        self.meters = world.meters.inbound if self.side == "in" else world.meters.outbound
 
     def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
         """The route that the request follows, or None: then the request has been answered."""
@@ -61,6 +62,7 @@ class Entry:
         duration_s = world.reactor.now - serving.started
         if plan is not None:
             stats = plan.stats
+            stats[""].active -= 1
             slot = stats.get(endpoint.version if endpoint is not None else "")
             (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s)
         else:
@@ -151,6 +153,9 @@ class Outbound(Entry):
     def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
         world = self.world
         plans = world.plans
+        if m.method == b"CONNECT":
+            serving.refuse(Outcome.NOT_IMPLEMENTED, "CONNECT is not served; leave https_proxy unset, or see no_proxy")
+            return None
         if self.fixed is not None:
             service = plans.by_port.get(self.fixed)
             if not self.keep_host:
@@ -188,10 +193,10 @@ class Outbound(Entry):
             m.method,
             now,
             self.world.rnd,
-            told_s=m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
-            cap=cap,
-            inherited=inherited,
-            idempotency_key=m.method not in IDEMPOTENT and any(name == b"idempotency-key" for name, _ in m.headers),
+            m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
+            cap,
+            inherited,
+            m.method not in IDEMPOTENT and any(name == b"idempotency-key" for name, _ in m.headers),
         )
 
     def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
@@ -244,6 +249,9 @@ class Inbound(Entry):
         plans = world.plans
         port = plans.inbound.get(self.port)
         service = port.http if port is not None else None
+        if m.method == b"CONNECT":
+            serving.refuse(Outcome.NOT_IMPLEMENTED, "CONNECT is not served")
+            return None
         if service is None or m.host_key in plans.foreign_hosts:
             serving.refuse(Outcome.MISDIRECTED)
             return None
@@ -275,7 +283,7 @@ class Inbound(Entry):
             self.world.note_audited(plan.service, verdict)
         if verdict.allowed:
             return True
-        serving.plan = plan
+        serving.follow(plan)
         serving.caller_rule = f"{verdict.name} {verdict.source}"
         self.world.note_denied(plan.service, verdict)
         serving.refuse(Outcome.DENIED)
@@ -292,7 +300,7 @@ class Inbound(Entry):
             m.method,
             now,
             world.rnd,
-            told_s=m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
+            m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
         )
         serving.remembered = world.memory.enter(trace[3:35], ex.ends, m.attempt if self.peer else 0)
         return ex

@@ -57,6 +57,7 @@ class _Hook:
     link: Link
     waits: bool
     limit_s: float
+    gives: type  # what it may return beside None
 
 
 class Chain:
@@ -83,7 +84,8 @@ class Chain:
             if overrides(kind, name):
                 waits = isinstance(link.filter, AsyncFilter) and name in ("on_request", "on_response")
                 limit_s = link.filter.timeout_s if waits and isinstance(link.filter, AsyncFilter) else kind.budget_s
-                hooks.append(_Hook(getattr(link.filter, name), link, waits, limit_s))
+                gives = bytes if name.endswith("_data") else str if name == "on_connection" else Reply
+                hooks.append(_Hook(getattr(link.filter, name), link, waits, limit_s, gives))
         return tuple(hooks)
 
     # -- hooks
@@ -104,17 +106,17 @@ class Chain:
         serving.request_view = view = _view(serving)
         for index, hook in enumerate(self.on_request):
             if hook.waits:
-                serving.world.nursery.start_soon(self._request_rest, serving, index)
+                serving.filter_scope = scope = trio.CancelScope()
+                serving.world.nursery.start_soon(self._request_rest, serving, index, scope)
                 return PENDING
             reply = self._call(hook, view)
             if reply is not None:
                 return reply  # type: ignore[no-any-return]
         return None
 
-    async def _request_rest(self, serving: "Serving", index: int) -> None:
+    async def _request_rest(self, serving: "Serving", index: int, scope: trio.CancelScope) -> None:
         world = serving.world
-        with trio.CancelScope() as scope:
-            serving.filter_scope = scope
+        with scope:
             reply = await self._run_all(self.on_request[index:], (serving.request_view,))
         serving.filter_scope = None
         if not scope.cancelled_caught:
@@ -129,17 +131,17 @@ class Chain:
         response = Response(m)
         for index, hook in enumerate(self.on_response):
             if hook.waits:
-                serving.world.nursery.start_soon(self._response_rest, serving, response, index)
+                serving.filter_scope = scope = trio.CancelScope()
+                serving.world.nursery.start_soon(self._response_rest, serving, response, index, scope)
                 return PENDING
             reply = self._call(hook, view, response)
             if reply is not None:
                 return reply  # type: ignore[no-any-return]
         return None
 
-    async def _response_rest(self, serving: "Serving", response: Response, index: int) -> None:
+    async def _response_rest(self, serving: "Serving", response: Response, index: int, scope: trio.CancelScope) -> None:
         world = serving.world
-        with trio.CancelScope() as scope:
-            serving.filter_scope = scope
+        with scope:
             reply = await self._run_all(self.on_response[index:], (serving.request_view, response))
         serving.filter_scope = None
         if not scope.cancelled_caught:
@@ -189,6 +191,8 @@ class Chain:
         began = clock()
         try:
             result = hook.call(*arguments)
+            if result is not None and not isinstance(result, hook.gives):
+                raise TypeError(f"{hook.call.__name__} gave {type(result).__name__}, not {hook.gives.__name__}")
         except Exception:
             return self._raised(hook)
         if clock() - began > hook.limit_s:
@@ -205,7 +209,10 @@ class Chain:
     async def _wait(self, hook: _Hook, *arguments: Any) -> Any:
         try:
             with trio.fail_after(hook.limit_s):
-                return await hook.call(*arguments)
+                result = await hook.call(*arguments)
+            if result is not None and not isinstance(result, Reply):
+                raise TypeError(f"{hook.call.__name__} gave {type(result).__name__}, not Reply")
+            return result
         except trio.TooSlowError:
             name = hook.link.name
             self.meters.filter_errors.inc(name)

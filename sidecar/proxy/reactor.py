@@ -59,6 +59,7 @@ class Reactor:
         self.crashes = 0
         self.on_crash: Callable[[Exception], object] = _ignore
         self.on_slow: Callable[[str], object] | None = None  # set it before `run`
+        self.on_lag: Callable[[float], object] | None = None  # told of every slice
         self.lag_s = 0.0  # how long the last slice kept the rest of Trio waiting
         self.lag_max_s = 0.0  # the longest since `take_lag_max_s`
         self.busy_since = 0.0  # 0: not in a slice
@@ -180,6 +181,8 @@ class Reactor:
     def _end_of_slice(self, lag_s: float) -> None:
         self.busy_since = 0.0
         self.lag_s = lag_s
+        if self.on_lag is not None:
+            self.on_lag(lag_s)
         if lag_s > self.lag_max_s:
             self.lag_max_s = lag_s
         if lag_s > SLOW_S and self.on_slow is not None:

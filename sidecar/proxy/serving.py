@@ -97,7 +97,7 @@ class Serving:
         plan = self.entry.admit(self, self.m, now)
         if plan is None:
             return  # answered
-        self.plan = plan
+        self.follow(plan)
         chain = plan.filters
         if chain is not None and chain.on_request:
             reply = chain.request(self)
@@ -109,6 +109,11 @@ class Serving:
                 self._replied(reply)
                 return
         self._begin(now)
+
+    def follow(self, plan: RoutePlan) -> None:
+        """From here on the request counts as one of this route's."""
+        self.plan = plan
+        plan.stats[""].active += 1
 
     def filtered(self, reply: Any) -> None:
         """The asynchronous request hooks are through. `reply`: None, or the answer that one of them gave."""
@@ -496,6 +501,8 @@ class Serving:
     def answer_with(self, status: int, headers: Any, body: bytes, reason: str) -> None:
         """Answer with what a policy or a filter gave."""
         word = None if reason == "responded" else reason.encode()
+        if reason == Outcome.RATE_LIMITED.reason and self.plan is not None:
+            self.world.service_meters(self.entry.side, self.plan.service).rate_limited.inc()
         self._over(status, reason)
         self.down.answer(self.m, status, headers, body, word)
         self.down.served(self)

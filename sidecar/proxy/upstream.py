@@ -17,6 +17,7 @@ from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import Exchange
 from sidecar.policy.outcome import Failure
+from sidecar.telemetry.catalogue import SideMeters
 from sidecar.wire.http1 import Message, ProtocolError, Responses, chunk, encode_request, last_chunk
 
 from .channel import HIGH_BYTES, Channel
@@ -53,7 +54,7 @@ class Upstream:
         self.pool, self.cluster, self.endpoint = pool, cluster, endpoint
         self.mesh = endpoint.mesh
         self.host = endpoint.host.encode() if endpoint.tls is Tls.ORIGINATE else b""
-        self.codec = Responses()
+        self.codec = Responses(endpoint.mesh)
         self.ch: Channel
         self.serving: Serving | None = None
         self.used = 0
@@ -250,7 +251,11 @@ class Pool:
             endpoint.dials.wanting.remove(serving)
 
     def closed(self, up: Upstream) -> None:
+        self._meters(up.cluster).connections_up.value -= 1
         self._gone(up.cluster)
+
+    def _meters(self, cluster: Cluster) -> SideMeters:
+        return self.world.meters.inbound if cluster.side == "in" else self.world.meters.outbound
 
     def close_idle(self, endpoint: Endpoint) -> None:
         """Close an endpoint's idle connections: it left, or they were made under other terms."""
@@ -291,6 +296,7 @@ class Pool:
                 serving.connected(found)
 
     def _gone(self, cluster: Cluster) -> None:
+        """A connection, or the attempt at one, is no more."""
         cluster.connections -= 1
         if cluster.waiters:
             self.world.reactor.soon.append(partial(self._serve_waiters, cluster))
@@ -364,6 +370,11 @@ class Pool:
             victim.connect_failed(detail)
 
     def _made(self, up: Upstream, dials: _Dials) -> None:
+        meters = self._meters(up.cluster)
+        meters.connections_up.value += 1
+        meters.connections_up_total.inc()
+        if up.mesh:
+            meters.handshakes_ok.inc()
         wanting = dials.wanting
         serving = wanting.popleft() if wanting else None
         self._done(up.endpoint, dials)

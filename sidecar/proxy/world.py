@@ -24,7 +24,7 @@ from sidecar.policy.outcome import Outcome
 from sidecar.policy.plan import ClusterState, Plans, PortPlan, TcpPlan
 from sidecar.policy.replay import ReplayPool
 from sidecar.telemetry.access_log import AccessLog
-from sidecar.telemetry.catalogue import CLUSTER_COUNTS, Meters
+from sidecar.telemetry.catalogue import CLUSTER_COUNTS, Meters, ServiceMeters
 from sidecar.telemetry.metrics import Registry
 from sidecar.wire.http1 import Message, ProtocolError
 
@@ -97,6 +97,7 @@ class World:
         self.timers: Timers = self.reactor.timers
         self.plans = Plans()
         self.state = ClusterState()
+        self._service_meters: dict[tuple[str, str], ServiceMeters] = {}
         self.memory = Correlation()
         self.replay = ReplayPool()
         self.heads = Heads()
@@ -121,8 +122,8 @@ class World:
         return b"x-forwarded-client-cert: By=%b;URI=%b\r\n" % (self.identity.current.spiffe_id.encode(), peer.encode())
 
     def new_trace(self) -> bytes:
-        bits = self.getrandbits
-        return b"00-%032x-%016x-02" % (bits(128) or 1, bits(64) or 1)
+        ids = b"%048x" % self.getrandbits(192)  # zeros are invalid, and come once in 2^64
+        return b"00-%b-%b-02" % (ids[:32], ids[32:])
 
     # -- connections
 
@@ -149,6 +150,7 @@ class World:
     def swap(self, plans: Plans, stale: list[Endpoint]) -> None:
         """New plans take effect with the next request; connections made under other terms are closed."""
         self.plans = plans
+        self._service_meters.clear()
         for endpoint in stale:
             self.pool.close_idle(endpoint)
         for tunnel, allowed in list(self.tunnels.items()):
@@ -260,10 +262,14 @@ class World:
             registry.reading_counter(name, text, per_cluster(attribute))
         registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))
         registry.gauge("pillion_upstream_connections", "Open upstream connections.", per_cluster("connections"))
-        registry.gauge(
-            "pillion_downstream_connections", "Open HTTP connections of callers.", lambda: len(self.downstreams)
-        )
-        registry.gauge("pillion_tunnels", "Open tunnels.", lambda: len(self.tunnels))
+        self.reactor.on_lag = self.meters.reactor_lag.observe
+
+    def service_meters(self, side: str, service: str) -> ServiceMeters:
+        """The counters of one side of a service, asked for once in each policy."""
+        meters = self._service_meters.get((side, service))
+        if meters is None:
+            meters = self._service_meters[side, service] = self.meters.service(side, service)
+        return meters
 
     # -- notes for people
 
@@ -283,9 +289,9 @@ class World:
         self.note("malformed", f"{outcome.reason}: from {down.peer or down.address}: {detail}")
 
     def note_denied(self, service: str, verdict: Verdict) -> None:
-        self.meters.service("in", service).denied.inc(verdict.name)
+        self.service_meters("in", service).denied.inc(verdict.name)
 
     def note_audited(self, service: str, verdict: Verdict) -> None:
-        would_deny = self.meters.service("in", service).would_deny
+        would_deny = self.service_meters("in", service).would_deny
         for audited in verdict.audited:
             would_deny.inc(audited.rule.name if audited.rule is not None else audited.would)

@@ -18,10 +18,6 @@ class SideMeters:
     """Connections of one side: "in" faces other sidecars and serves the application, "out" the reverse."""
 
     __slots__ = (
-        "bytes_received_down",
-        "bytes_received_up",
-        "bytes_sent_down",
-        "bytes_sent_up",
         "connections_down",
         "connections_down_total",
         "connections_up",
@@ -46,12 +42,6 @@ class SideMeters:
         self.connections_up = level(*open_now, direction="up")
         self.connections_down_total = counter(*opened, direction="down")
         self.connections_up_total = counter(*opened, direction="up")
-        received = ("pillion_received_bytes_total", "Bytes read from connections, without TLS framing.")
-        sent = ("pillion_sent_bytes_total", "Bytes written to connections, without TLS framing.")
-        self.bytes_received_down = counter(*received, direction="down")
-        self.bytes_received_up = counter(*received, direction="up")
-        self.bytes_sent_down = counter(*sent, direction="down")
-        self.bytes_sent_up = counter(*sent, direction="up")
         self.handshakes_ok: Counter = counter("pillion_tls_handshakes_total", "TLS handshakes completed.")
         self.handshakes_failed: CounterSet = registry.counters(
             "pillion_tls_handshakes_failed_total", "TLS handshakes that failed, by reason.", "reason", side=side

@@ -90,7 +90,8 @@ _COMMON = frozenset(
     b"accept accept-charset accept-encoding accept-language accept-ranges access-control-allow-origin age allow "
     b"cache-control connection content-encoding content-language content-length content-type date dnt expect host "
     b"keep-alive pragma priority server te transfer-encoding upgrade-insecure-requests user-agent vary via "
-    b"x-content-type-options x-forwarded-proto x-frame-options x-pillion-attempt x-powered-by x-request-deadline-ms".split()
+    b"x-content-type-options x-forwarded-proto x-frame-options x-pillion-attempt x-powered-by "
+    b"x-request-deadline-ms".split()
 )
 _COMMON_LINE_BYTES_MAX = 160
 
@@ -118,10 +119,15 @@ def may_trail(name: bytes) -> bool:
     return kind_of(name) == ORDINARY and _punctuation.sub(b"-", name) not in _NEVER_TRAILERS
 
 
+match_own_traceparent = re.compile(rb"traceparent: 00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
 class _Lines(dict[bytes, tuple[int, tuple[bytes, bytes]]]):
     """Header line -> (kind, (lower-case name, value)). Raises ProtocolError for a malformed one."""
 
     def __missing__(self, line: bytes) -> tuple[int, tuple[bytes, bytes]]:
+        if match_own_traceparent(line):  # never seen before, in every request between sidecars
+            return TRACEPARENT, (b"traceparent", line[13:])
         match = match_usual_field(line)
         raw, value = match.groups() if match is not None else split_field(line)
         name, kind, common = _NAMES[raw]

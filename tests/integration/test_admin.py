@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from sidecar.proxy import admin as admin_module
 from sidecar.proxy.admin import CONNECTIONS_MAX, Admin, AdminSources, bind_admin
+from sidecar.proxy.bind import BindError
 from sidecar.telemetry.logs import check_level
 from sidecar.telemetry.metrics import Registry
 
@@ -422,7 +423,7 @@ def test_addresses_beyond_loopback_and_ports_in_use_are_refused() -> None:
     for address in ("", "9901", "example.com:80", "127.0.0.1:x"):
         with pytest.raises(ValueError, match="give HOST:PORT or unix:PATH"):
             bind_admin(address)
-    with bind_admin("localhost:0") as sock, pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:"):
+    with bind_admin("localhost:0") as sock, pytest.raises(BindError, match=r"cannot listen on 127\.0\.0\.1:"):
         bind_admin(f"127.0.0.1:{sock.getsockname()[1]}")
 
 

@@ -532,7 +532,7 @@ class Sidecar:
 
     @property
     def crashes(self) -> float:
-        return self.metric("pillion_internal_errors_total")
+        return self.metric("pillion_crashes_total")
 
     def access(self) -> list[dict[str, Any]]:
         """The access log so far; its writer runs behind."""
@@ -598,7 +598,7 @@ class Mesh:
         if kind is None:
             failures = [failure for backend in self.backends for failure in backend.failures]
             assert not failures, failures
-            crashed = [sidecar.log for sidecar in self.sidecars if "Traceback (most recent call last)" in sidecar.log]
+            crashed = [sidecar.log for sidecar in self.sidecars if "Traceback" in sidecar.log]
             assert not crashed, "\n".join(crashed)
 
     def close(self) -> None:
@@ -710,6 +710,49 @@ class Mesh:
             cwd=self.path, **options,
         )  # fmt: skip
         return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+class Pair:
+    """The usual two: the sidecar of `web` (outbound) before that of `reviews` (inbound), which has a scripted
+    application. `reviews` is what the policy says of that service; `services` are further ones, known to both."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        reviews: Mapping[str, Any] | None = None,
+        services: Mapping[str, Any] | None = None,
+        *,
+        script: Script = echo,
+        calls: Mapping[str, Any] | None = None,
+        options: Sequence[str] = (),
+        **levels: Any,
+    ) -> None:
+        self.mesh = mesh
+        self.app = mesh.backend(script)
+        service = {"ports": {"http": {"port": 80}}, **(reviews or {})}
+        others = dict(services or {})
+        self.reviews = mesh.sidecar(
+            "reviews", {"web": {}, "reviews": service, **others}, app=self.app, outbound=False, options=options, **levels
+        )
+        caller = {"web": {"calls": dict(calls or {})}, "reviews": {**service, "address": [self.reviews.inbound]}}
+        self.web = mesh.sidecar("web", {**caller, **others}, inbound=False, options=options, **levels)
+
+    def fresh(self, script: Script = echo) -> Backend:
+        """The application with an empty memory, for the next test; connections to it that are idle are ended."""
+        self.app.clear(script)
+        self.app.end_connections()
+        until(lambda: not self.app.open, "the end of the application's connections")
+        return self.app
+
+    def client(self, **options: Any) -> Client:
+        return self.web.client(**options)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, for what cannot take port 0."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

@@ -204,6 +204,8 @@ def test_a_caller_that_loosens_is_clamped() -> None:
         "  a: {retry: {methods: [GET, PUT]}}\n",
         "  a: {routes: [{match: {methods: [GET]}, retry: {methods: [any]}}]}\n",
         "  a: {limits: {requests: 10}}\n",
+        "  a: {retry: {when: [503]}, routes: [{match: {methods: [POST]}, retry: {max_retries: 0}}]}\n",
+        "  a: {retry: {when: [timeout]}, routes: [{match: {path: /a}}, {timeout: {try: 1s}}]}\n",
         "  a: {authz: {allow: [{from: ['spiffe://other/x']}]}}\n",
         "  a: {retry: {max_retries: 2}, calls: {b: {}}}\n  b: {retry: {max_retries: 2}}\n",
         "  a: {calls: {b: {}}}\n  b: {calls: {c: {retry: {max_retries: 0}}}, retry: {max_retries: 2}}\n"

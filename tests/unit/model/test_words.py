@@ -101,6 +101,13 @@ def test_what_passes_as_a_regular_expression_compiles(text: str) -> None:
         compile_regex(text)
 
 
+@pytest.mark.parametrize("text", ["/" + "ü" * 400, "/" + "|" * 400, "/" + "a" * 1100, "/a" * 65])
+def test_long_paths_are_refused_as_the_compiler_would(text: str) -> None:
+    assert words.path_glob(text) is not None
+    with pytest.raises(ValueError, match="too long"):
+        compile_glob(text)
+
+
 def test_regular_expressions_are_bounded() -> None:
     assert words.regex("(a{500}){500}") is not None
     assert words.regex("a{900}{9}") is not None

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,6 +113,20 @@ def test_a_bomb_of_aliases_stays_small() -> None:
     lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     _, problems = read("\n".join(lines))
     assert len(problems) == 200  # PROBLEMS_MAX: the rest is counted
+
+
+def test_half_a_surrogate_pair() -> None:
+    _, problems = read('a: "\\ud800"')
+    assert [each.partition(" ")[0] for each in problems] == ["P0101"]
+
+
+def test_the_loader_of_pure_python_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a: 1\nb: [on, {c: 'x'}]\nd: |\n  e\n  f\ng: {}\n"
+    fast = read(text)
+    monkeypatch.setattr(yaml_tree, "_LOADER", yaml.SafeLoader)
+    assert read(text) == fast
+    assert [each.partition(" ")[0] for each in read('a: "\\ud800"')[1]] == ["P0101"]
+    assert [each.partition(" ")[0] for each in read("[" * 50_000)[1]] == ["P0114"]
 
 
 def test_long_numbers() -> None:

@@ -32,12 +32,10 @@ NAMES = {
     "pillion_policy_reloads",
     "pillion_rate_limited",
     "pillion_reactor_lag_seconds",
-    "pillion_received_bytes",
     "pillion_resends",
     "pillion_retries",
     "pillion_retry_budget_exhausted",
     "pillion_scrape_errors",
-    "pillion_sent_bytes",
     "pillion_tcp_tunnels",
     "pillion_tcp_tunnels_opened",
     "pillion_tls_handshakes",
@@ -52,7 +50,7 @@ def test_every_metric_has_its_name_in_both_formats() -> None:
     meters.certificate_expiry(lambda: 1.7e9)
     meters.log_drops("access", lambda: 3)
     meters.inbound.handshakes_failed.inc("expired")
-    meters.outbound.bytes_sent_up.value += 10
+    meters.outbound.connections_up_total.inc(10)
     meters.crashes.inc("reactor")
     meters.reactor_lag.observe(0.001)
     for side in ("in", "out"):
