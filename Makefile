@@ -1,43 +1,59 @@
 # Two commands do all set-up: `make demo` runs a live mesh on this machine, `make test` runs the core tests.
+# Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
+# Each mark says what the environment holds, and for which Python; a later one includes the earlier.
+RUN := $(VENV)/.run-$(VERSION)
+DEV := $(VENV)/.dev-$(VERSION)
+BENCH := $(VENV)/.bench-$(VERSION)
 
 .PHONY: demo test test-full lint bench clean
+.DELETE_ON_ERROR:
 
-demo: $(VENV)/.run
-	$(BIN)/pillion demo
+demo: $(RUN)
+	@$(BIN)/pillion demo
 
-test: $(VENV)/.dev lint
+test: $(DEV) lint
 	$(BIN)/python -m pytest -m "not long"
 
-test-full: $(VENV)/.dev lint
-	$(BIN)/python -m pytest tests -m "not long"
-	$(BIN)/python -m pytest tests -m long
+# Everything, once: the core first, then what takes long.
+test-full: test
+	$(BIN)/python -m pytest -m long
 
-lint: $(VENV)/.dev
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.bench
-	$(BIN)/python -m tests.bench
+# make bench ARGS="--quick", or any other options of `python -m tests.bench --help`.
+bench: $(BENCH)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# Each mark says what the environment holds; a later one includes the earlier.
-$(VENV)/.run: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable .
+$(RUN): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pillion needs Python 3.11 or later; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-* $(VENV)/.bench-*
+	@grep -qs '^version = $(VERSION)\.' $(VENV)/pyvenv.cfg || rm -rf $(VENV)
+	@echo "installing pillion into $(VENV) …"
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PIP) install --upgrade "pip>=25.1"
+	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --group dev
+$(DEV): $(RUN)
+	@echo "installing what the tests need …"
+	@$(PIP) install --group dev
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --group bench
+$(BENCH): $(DEV)
+	@echo "installing what the benchmark needs …"
+	@$(PIP) install --group bench
 	@touch $@

@@ -42,6 +42,7 @@ from sidecar.telemetry import process
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.logs import Logs
 from sidecar.telemetry.metrics import Registry
+from sidecar.telemetry.writer import SinkError
 
 from .assembly import Assembly, sticky_key_from
 from .entrance import Entrance
@@ -377,7 +378,10 @@ def run(settings: Settings) -> int:
     access: AccessLog | None = None
     try:
         identity = start_identity(settings.identity, settings.service)
-        access = AccessLog.of(settings.access_log, time.time)
+        try:
+            access = AccessLog.of(settings.access_log, time.time)
+        except SinkError as error:
+            raise StartError(f"error: access log: {error}") from error
         return trio.run(partial(serve, settings, logs, identity, access))
     except BaseException as exc:
         return _ended_by(exc, logs)

@@ -57,7 +57,12 @@ PATH = click.Path(path_type=Path)
 @click.command(context_settings={"auto_envvar_prefix": "PILLION"})
 @click.option("--service", required=True, metavar="NAME", help="The service beside which this sidecar stands.")
 @click.option(
-    "--app", "apps", multiple=True, type=APP, help="Where the application listens [127.0.0.1 and the port declared]."
+    "--app",
+    "apps",
+    multiple=True,
+    type=APP,
+    envvar="PILLION_APP",
+    help="Where the application listens [127.0.0.1 and the port declared].",
 )
 @click.option(
     "--policy", multiple=True, required=True, type=PATH, help="Policy file or folder; may be given several times."
@@ -82,6 +87,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--grace",
     "grace_s",
+    envvar="PILLION_GRACE",
     default=20.0,
     show_default=True,
     type=click.FloatRange(0, 25),

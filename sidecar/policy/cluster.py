@@ -11,7 +11,17 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Limits, Redirect, Respond, Retry, Rewrite, Timeouts
+from sidecar.model.snapshot import (
+    CircuitBreaker,
+    EndpointSpec,
+    Limits,
+    Redirect,
+    Respond,
+    Retry,
+    Rewrite,
+    Timeouts,
+    Tls,
+)
 
 from .authz import Authorizer
 from .balancing import Subset
@@ -89,7 +99,9 @@ class Cluster:
         stale: list[Endpoint] = []
         for stated in specs:
             spec = replace(stated, identity=stated.identity or identity)
-            key = f"{spec.tls.value}+{endpoint_key(spec.host, spec.port)}"
+            key = _key(spec.tls, endpoint_key(spec.host, spec.port))
+            if key in kept:
+                continue  # stated twice: one address is one endpoint
             endpoint = self.endpoints.pop(key, None)
             if endpoint is None:
                 endpoint = Endpoint(spec, breaker)
@@ -105,6 +117,15 @@ class Cluster:
         stale.extend(self.endpoints.values())
         self.endpoints = kept
         return stale
+
+    def holds(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint is still one of these."""
+        return self.endpoints.get(_key(endpoint.tls, endpoint.key)) is endpoint
+
+
+def _key(tls: Tls, address: str) -> str:
+    """An address that is reached in another way is another endpoint."""
+    return f"{tls.value}+{address}"
 
 
 def version_of(labels: Mapping[str, str], versions: Mapping[str, Mapping[str, str]]) -> str:

@@ -206,7 +206,7 @@ class _Compiler:
             if key not in self.clusters:
                 self.stale.extend(cluster.endpoints.values())
         self.state.clusters = self.clusters
-        foreign = (name.encode() for name in snapshot.services if name != own)
+        foreign = (host for s in snapshot.services.values() if s.name != own for host in _hosts_of(s))
         plans = Plans(
             snapshot=snapshot,
             own=own,
@@ -215,7 +215,7 @@ class _Compiler:
             by_port=http,
             inbound=here,
             local_ports=tuple(self._local_port(call, http, tcp) for call in service.calls.values() if call.local_port),
-            foreign_hosts=frozenset(host for name in foreign for host in (name, name + b".mesh")),
+            foreign_hosts=frozenset(foreign) - frozenset(_hosts_of(service)),
             mtls=service.mtls,
             chains=tuple(self.chains),
             connection_hooks=tuple(
@@ -363,7 +363,8 @@ class _Compiler:
     def _inbound_route(self, service: Service, cluster: Cluster, subset: Subset, route: Route) -> RoutePlan:
         plan = RoutePlan(route.name, service.name)
         timeouts = replace(route.timeouts, total_s=NONE, try_s=NONE)  # the caller's sidecar keeps these
-        plan.bind(cluster, timeouts, NO_RETRY, [(Destination(None, subset), 100)])
+        retry = replace(NO_RETRY, methods=route.retry.methods)  # what is safe holds for the free resend too
+        plan.bind(cluster, timeouts, retry, [(Destination(None, subset), 100)])
         plan.stats = {"": self.around.stats("in", service.name, route.name, "")}
         return plan
 
@@ -378,6 +379,13 @@ def _hosts(http: Mapping[Key, ServicePlan]) -> dict[bytes, ServicePlan]:
         for host in (name, f"{name}.mesh"):
             hosts[host.encode()] = plan
     return hosts
+
+
+def _hosts_of(service: Service) -> Iterator[bytes]:
+    """Every host that names a service or one of its ports."""
+    for name in (service.name, *(f"{port.name}.{service.name}" for port in ports(service))):
+        yield name.encode()
+        yield f"{name}.mesh".encode()
 
 
 def _has_http(service: Service) -> bool:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 10.0  # from a head's first byte to its last
 KEEP_ALIVE_S = 300.0  # between requests; longer than any peer's pool keeps a connection
 FLUSH_TIMEOUT_S = 10.0  # for the last answer to leave
+DRAIN_IDLE_S = 0.5  # without a request, before a drain closes a connection
+HALF_CLOSE_S = 0.1  # after a request, for an end that is meant as "no more requests"
 
 
 class Downstream:
@@ -38,6 +40,7 @@ class Downstream:
         "ending",
         "entry",
         "head_due",
+        "heard",
         "last",
         "peer",
         "relayed",
@@ -52,7 +55,7 @@ class Downstream:
         self.ch: Channel
         self.serving: Serving | None = None
         self.timer = Timer(world.timers, self._due)
-        self.born = 0.0
+        self.born = self.heard = 0.0
         self.broken: ProtocolError | None = None
         self.ending = False  # the last answer is on its way; nothing more is read
         self.chunked_out = False
@@ -66,8 +69,9 @@ class Downstream:
         meters = self.entry.meters
         meters.connections_down.value += 1
         meters.connections_down_total.inc()
-        self.born = self.world.reactor.now
+        self.born = self.heard = self.world.reactor.now
         self.ch = Channel(self.world.reactor, sock, self, watch_hangup=True, peer=self.peer)
+        self.ch.half_close = not self.ch.tls
         self.timer.set(self.world.reactor.now + (HEAD_TIMEOUT_S if self.entry.expects_head else KEEP_ALIVE_S))
 
     # -- from the channel
@@ -76,20 +80,22 @@ class Downstream:
         if self.ending or self.broken is not None:
             return
         codec = self.codec
+        serving = self.serving
+        whole = serving is not None and serving.m.done  # what comes belongs to the requests behind it
         try:
             codec.receive(data)
         except ProtocolError as exc:
             self._malformed(exc)
             return
-        serving = self.serving
         if serving is None:
             if codec.messages:
                 self._next()
             else:
                 self._watch_head()
-        else:
+        elif not whole:
             m = serving.m
             if m.body or m.done:
+                self.heard = self.world.reactor.now
                 serving.request_body(m)
         if codec.messages:
             self.ch.pause()
@@ -100,15 +106,18 @@ class Downstream:
             serving.up.resume()
 
     def ended(self) -> None:
-        """The caller closed its sending side: it may still read. A request not yet whole is lost."""
-        self.ending_input()
-
-    def ending_input(self) -> None:
+        """A plain caller closed its sending side. TCP does not say whether it still reads: one that shuts its side
+        does so right behind its request, one that has lost patience later."""
         serving = self.serving
-        if serving is None or not serving.m.done:
+        if serving is None or not serving.m.done or self._silent_s(serving) > HALF_CLOSE_S:
             self.ch.close()
             self.lost(None)
-        # else: the answer is still wanted; `served` closes
+        else:
+            self.last = True  # the answer is still wanted; `served` closes
+
+    def _silent_s(self, serving: Serving) -> float:
+        """How long ago the last byte of the request came."""
+        return self.world.reactor.now - max(serving.started, self.heard)
 
     def lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -273,11 +282,12 @@ class Downstream:
         """The answer is complete: on to the next request, or close."""
         self.serving = None
         request = serving.m
-        if self.ending or not request.keep_alive or not request.done:
+        if self.ending or not request.keep_alive or not request.done or self.ch.eof:
             self.ending = True
             self._close_after_answer()
             return
-        self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
+        self.heard = now = self.world.reactor.now
+        self.timer.set(now + KEEP_ALIVE_S)
         codec = self.codec
         if codec.error is not None and self.broken is None:
             self.broken = codec.error  # found among bytes that were kept until it was clear how to read them
@@ -315,12 +325,18 @@ class Downstream:
     # -- draining
 
     def drain(self) -> None:
-        """Close if idle; otherwise the answer under way says `connection: close`."""
+        """The next answer says `connection: close`. Call it again: who has been idle for a while is closed, since his
+        next request is not on its way right now (one that is would be lost, and a POST could not be sent again)."""
         self.last = True
-        if self.serving is None and not self.codec.started and not self.ending:
+        idle = self.serving is None and not self.codec.started and not self.ending
+        if idle and self.world.reactor.now - self.heard > DRAIN_IDLE_S:
             self.ch.close()
             self.lost(None)
 
     def end(self) -> None:
         """Now, whatever is under way."""
+        serving = self.serving
+        if serving is not None:
+            self.serving = None
+            serving.caller_gone()
         self.cut()

@@ -58,7 +58,7 @@ async def _until_callers_know(world: "World", began: float) -> None:
 
 def _tell(world: "World", side: str) -> None:
     for down in list(world.downstreams):
-        if down.entry.side == side and not down.last:
+        if down.entry.side == side:
             down.drain()
 
 

@@ -98,12 +98,8 @@ class Entry:
             )
         )
 
-    def _find(self, serving: "Serving", service: ServicePlan, m: Message, caller: str | None) -> RoutePlan | None:
-        """The route of a request whose path is forwarded as it came; None: answered."""
-        plan = service.table.find(m.method, m.path, m.headers, caller)
-        if plan is None:
-            serving.refuse(Outcome.NO_ROUTE, f"no route of {service.name} takes this request")
-        return plan
+    def _no_route(self, serving: "Serving", service: ServicePlan) -> None:
+        serving.refuse(Outcome.NO_ROUTE, f"no route of {service.name} takes this request")
 
     def _find_strictly(
         self, serving: "Serving", service: ServicePlan, m: Message, caller: str | None
@@ -115,8 +111,9 @@ class Entry:
             serving.refuse(Outcome.BAD_REQUEST, exc.reason)
             return None
         m.path = readings.forward
-        plan = self._find(serving, service, m, caller)
+        plan = service.table.find(m.method, m.path, m.headers, caller)
         if plan is None:
+            self._no_route(serving, service)
             return None
         other = None
         if readings.ambiguous:
@@ -165,7 +162,9 @@ class Outbound(Entry):
         if service is None:
             return world.unknown_host(serving, m)
         if service.read is opaque:
-            plan = self._find(serving, service, m, plans.own)
+            plan = service.table.find(m.method, m.path, m.headers, plans.own)
+            if plan is None:
+                self._no_route(serving, service)
         else:
             found = self._find_strictly(serving, service, m, plans.own)
             plan = found.plan if found is not None else None
@@ -196,7 +195,7 @@ class Outbound(Entry):
             m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
             cap,
             inherited,
-            m.method not in IDEMPOTENT and any(name == b"idempotency-key" for name, _ in m.headers),
+            m.method not in IDEMPOTENT and _has_idempotency_key(m),
         )
 
     def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
@@ -211,7 +210,7 @@ class Outbound(Entry):
                 lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\nx-request-deadline-ms: %d\r\n" % (
                     serving.trace,
                     attempt,
-                    left_s * 1000,
+                    left_s * 1000 if left_s > 0.0 else 0,
                 )
         else:
             lines = b"traceparent: %b\r\n" % serving.trace
@@ -256,8 +255,10 @@ class Inbound(Entry):
             serving.refuse(Outcome.MISDIRECTED)
             return None
         if service.read is opaque:
-            plan = self._find(serving, service, m, self.caller)
-            if plan is not None and plan.authz is not None and not self._allowed(serving, plan, plan.authz, m, None):
+            plan = service.table.find(m.method, m.path, m.headers, self.caller)
+            if plan is None:
+                self._no_route(serving, service)
+            elif plan.authz is not None and not self._allowed(serving, plan, plan.authz, m, None):
                 return None
             return plan
         found = self._find_strictly(serving, service, m, self.caller)
@@ -301,6 +302,7 @@ class Inbound(Entry):
             now,
             world.rnd,
             m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
+            idempotency_key=m.method not in IDEMPOTENT and _has_idempotency_key(m),
         )
         serving.remembered = world.memory.enter(trace[3:35], ex.ends, m.attempt if self.peer else 0)
         return ex
@@ -325,6 +327,10 @@ class Inbound(Entry):
         if serving.remembered is not None:
             self.world.memory.leave(serving.remembered)
         super().over(serving, status, reason)
+
+
+def _has_idempotency_key(m: Message) -> bool:
+    return any(name == b"idempotency-key" for name, _ in m.headers)
 
 
 def _common_lines(serving: "Serving", m: Message, upgrade: bytes | None, forwarded: bool = True) -> bytes:

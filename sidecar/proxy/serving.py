@@ -9,6 +9,7 @@ request's body are held for a retry, and a reader that is slow stops its source.
 
 from typing import TYPE_CHECKING, Any
 
+from sidecar.policy.backoff import retry_after_s
 from sidecar.policy.cluster import Cluster, RoutePlan, Subset
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import ANSWER, CUT, OFF, RELAY, SEND, WAIT, Do, Exchange
@@ -83,7 +84,7 @@ class Serving:
         self.unsent_bytes = self.received_bytes = self.sent_bytes = self.attempt_in = 0
         self.connecting = self.continued = self.over = self.waiting_filter = False
         self.remembered: Any = None
-        self.body_ends = OFF
+        self.body_ends = 0.0  # 0: the body under way has not begun
         self.reason = ""
         self.caller_rule: str = ""
         self.set_cookie = b""
@@ -103,7 +104,8 @@ class Serving:
             reply = chain.request(self)
             if reply is PENDING:
                 self.waiting_filter = True
-                self.down.pause()
+                if not self.m.done:
+                    self.down.pause()  # else it reads on, to hear of a caller that leaves
                 return
             if reply is not None:
                 self._replied(reply)
@@ -132,7 +134,7 @@ class Serving:
         self.drop_upstream()
         ex, self.ex = self.ex, None
         if ex is not None:
-            ex.caller_gone(self.world.reactor.now)
+            ex.refused(Outcome.FILTER_ERROR if reply is FAILED else Outcome.RESPONDED, self.world.reactor.now)
         if reply is FAILED:
             self.refuse(Outcome.FILTER_ERROR)
         else:
@@ -152,18 +154,19 @@ class Serving:
         if subset is None or plan.sticky is not None:
             subset = self._choose(plan)
         self.subset = subset
-        ex = self.entry.exchange(self, plan, subset, m, now)
-        self.ex = ex
         if plan.body_hooks:
             plan.filters.reframe_request(m)
         if not m.done or m.body:
-            ex.request_done = m.done
             data = self._request_data(m)
+            if self.over:
+                return
             if data:
                 self.unsent.append(data)
                 self.unsent_bytes = len(data)
-            if self.over:
-                return
+        ex = self.entry.exchange(self, plan, subset, m, self.started)  # what filters took is within the total
+        self.ex = ex
+        if not m.done:
+            ex.request_done = False
         self.drive(ex.begin(now))
 
     def _choose(self, plan: RoutePlan) -> Subset:
@@ -204,6 +207,8 @@ class Serving:
             self.down.pause()
         if m.done and not ex.request_done:
             ex.request_end(self.world.reactor.now)
+            if self.remembered is not None and not ex.begun:
+                self.remembered.deadline = ex.ends
         self._arm()
 
     def _request_data(self, m: Message) -> bytes:
@@ -282,6 +287,8 @@ class Serving:
         assert ex is not None
         self.up = up
         up.serving = self
+        if ex.cluster is not ex.plan.cluster:
+            self.host = ex.cluster.name.encode()  # a fallback: to that service this one's name would be misdirected
         body = b""
         if self.replay is not None:
             body = b"".join(self.replay.chunks)
@@ -294,6 +301,8 @@ class Serving:
         room = up.send_request(self, m, body)
         if not m.done or not ex.request_done:
             ex.connected(self.world.reactor.now)
+            if self.remembered is not None:
+                self.remembered.deadline = OFF  # it begins with the last byte
             self._arm()
             if room:
                 self.down.resume()
@@ -323,14 +332,14 @@ class Serving:
         """The next moment at which something is due while a body is under way."""
         ex = self.ex
         assert ex is not None
-        plan = ex.plan
+        if ex.request_done and not ex.begun:
+            self.timer.set(ex.due)  # neither body is under way: only the server is waited for
+            return
+        timeouts = ex.plan.timeouts
         now = self.world.reactor.now
-        due = now + plan.timeouts.idle_s
-        if plan.timeouts.body_s != OFF:
-            if self.body_ends == OFF:
-                self.body_ends = now + plan.timeouts.body_s
-            due = min(due, self.body_ends)
-        self.timer.set(min(due, ex.due))
+        if not self.body_ends:
+            self.body_ends = now + timeouts.body_s
+        self.timer.set(min(now + timeouts.idle_s, self.body_ends, ex.due))
 
     def due(self) -> None:
         """The timer fired."""
@@ -383,7 +392,8 @@ class Serving:
         if m.status == 101:
             self.world.upgrade(self, m, ex, up, now)
             return
-        do = ex.response_head(m.status, now, reason, mesh and m.exhausted)
+        asked_s = retry_after_s(m.headers, self.world.epoch()) if m.status in ex.plan.retry.statuses else None
+        do = ex.response_head(m.status, now, reason, mesh and m.exhausted, asked_s)
         if do is not RELAY:
             if m.done and self.m.done:
                 self.up = None
@@ -405,6 +415,7 @@ class Serving:
                 reply = chain.response(self, m)
                 if reply is PENDING:
                     self.waiting_filter = True
+                    self.timer.off()  # the filter has its own limit
                     self.response = m
                     if not m.done:
                         up.pause()
@@ -439,6 +450,8 @@ class Serving:
         if m.done:
             self._finish(ex)
         else:
+            endless = ex.plan.timeouts.body_s != OFF and _is_event_stream(m)
+            self.body_ends = OFF if endless else 0.0
             self._arm()
 
     def _response_data(self, m: Message) -> bytes:
@@ -525,9 +538,7 @@ class Serving:
     def upgrade_token(self) -> bytes | None:
         """What the request may upgrade to: only what its route allows."""
         token, plan = self.m.upgrade, self.plan
-        if token is None or plan is None or token not in plan.upgrade:
-            return None
-        return token
+        return token if plan is not None and token in plan.upgrade else None
 
     def finish_tunnel(self, status: int, reason: str) -> None:
         """The tunnel that this exchange became has ended."""
@@ -550,6 +561,11 @@ class Serving:
         if self.replay is not None:
             self.forget_body()
         self.entry.over(self, status, reason)
+
+
+def _is_event_stream(m: Message) -> bool:
+    """Server-sent events have no end."""
+    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in m.headers)
 
 
 def _cookies(m: Message) -> bytes:

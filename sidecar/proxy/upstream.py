@@ -7,6 +7,7 @@ again; `cluster.connections` counts every open or opening connection exactly onc
 """
 
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class Upstream:
 
     def send_request(self, serving: "Serving", m: Message, body: bytes) -> bool:
         """Send head and what there is of the body in one write. False: stop the source until drained."""
-        upgrade = serving.upgrade_token()
+        upgrade = serving.upgrade_token() if m.upgrade is not None else None
         self.codec.expect(m.method, upgrade is not None)
         self.got = False
         host = self.host or serving.host
@@ -111,6 +112,12 @@ class Upstream:
         """The exchange is over before its end: nobody can use this connection again."""
         self.serving = None
         self.discard()
+
+    def end(self, why: str) -> None:
+        """Now, whatever is under way."""
+        if self.ch.open and self.serving is not None:
+            self.ch.cut()
+            self.lost(ConnectionAbortedError(why))
 
     def discard(self) -> None:
         if self.ch.open:
@@ -184,11 +191,12 @@ class _Dials:
     Whichever connection is there first, new or given back, serves the oldest request; a connection that nobody waits
     for any more becomes a spare, or is not made at all."""
 
-    __slots__ = ("slots", "under_way", "wanting")
+    __slots__ = ("slots", "stale", "under_way", "wanting")
 
     def __init__(self) -> None:
         self.slots = trio.CapacityLimiter(DIALS_MAX)
         self.under_way = 0
+        self.stale = False  # what is being made was begun under other terms
         self.wanting: deque[Serving] = deque()
 
 
@@ -262,6 +270,23 @@ class Pool:
         for up in endpoint.idle:
             up.discard()
         endpoint.idle.clear()
+
+    def retire(self, endpoints: Iterable[Endpoint]) -> None:
+        """Endpoints have left, or are reached under other terms: idle connections close now, busy ones with the answer
+        under way."""
+        gone = dict.fromkeys(endpoints)
+        for endpoint in gone:
+            self.close_idle(endpoint)
+            if endpoint.dials is not None:
+                endpoint.dials.stale = True
+        for up in self.busy() if gone else ():
+            if up.endpoint in gone:
+                up.stale = True
+
+    def busy(self) -> list[Upstream]:
+        """The connections that are lent out."""
+        servings = [down.serving for down in self.world.downstreams]
+        return [serving.up for serving in servings if serving is not None and serving.up is not None]
 
     def sweep(self, clusters: Any, now: float) -> None:
         """Close what has been idle for too long; called once a second or so."""
@@ -343,6 +368,10 @@ class Pool:
         except trio.Cancelled:
             cluster.connections -= 1
             raise
+        except Exception as exc:  # a bug, or an address that TLS cannot ask for: this connection's end, not ours
+            detail = f"{type(exc).__name__}: {exc}"
+            world.reactor.call(self._failed, cluster, endpoint, dials, serving, detail)
+            return
         up = Upstream(self, cluster, endpoint)
         up.ch = Channel(world.reactor, dialled.sock, up, watch_hangup=False, peer=dialled.peer)
         world.reactor.call(self._made, up, dials)
@@ -375,12 +404,13 @@ class Pool:
         meters.connections_up_total.inc()
         if up.mesh:
             meters.handshakes_ok.inc()
+        up.stale = dials.stale or not up.cluster.holds(up.endpoint)
         wanting = dials.wanting
         serving = wanting.popleft() if wanting else None
         self._done(up.endpoint, dials)
         if serving is not None:
             serving.connected(up)
-        elif up.endpoint in up.cluster.endpoints.values():
-            self.give_back(up)
-        else:
+        elif up.stale:
             up.discard()
+        else:
+            self.give_back(up)

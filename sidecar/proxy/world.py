@@ -151,26 +151,25 @@ class World:
         """New plans take effect with the next request; connections made under other terms are closed."""
         self.plans = plans
         self._service_meters.clear()
-        for endpoint in stale:
-            self.pool.close_idle(endpoint)
+        self.pool.retire(stale)
         for tunnel, allowed in list(self.tunnels.items()):
             if allowed is not None and not allowed():
                 tunnel.close()
 
     def distrust(self) -> None:
         """A root has left the bundle: connections end, idle ones now, busy ones with their answer, all within 5 s."""
-        for cluster in self.state:
-            for endpoint in cluster.endpoints.values():
-                if endpoint.mesh:
-                    self.pool.close_idle(endpoint)
+        self.pool.retire(e for cluster in self.state for e in cluster.endpoints.values() if e.mesh)
+        busy = [up for up in self.pool.busy() if up.mesh]
         before = [down for down in self.downstreams if down.peer]
         tunnels = list(self.tunnels)
         for down in before:
             down.drain()
-        self.nursery.start_soon(self._end_distrusted, before, tunnels)
+        self.nursery.start_soon(self._end_distrusted, before, busy, tunnels)
 
-    async def _end_distrusted(self, downs: "list[Downstream]", tunnels: list[Tunnel]) -> None:
+    async def _end_distrusted(self, downs: "list[Downstream]", ups: "list[Upstream]", tunnels: list[Tunnel]) -> None:
         await trio.sleep(DISTRUST_S)
+        for up in ups:
+            self.reactor.call(up.end, "its root is not trusted any more")
         for down in downs:
             if down in self.downstreams:
                 self.reactor.call(down.end)

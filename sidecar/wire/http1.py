@@ -69,7 +69,7 @@ class _Codec:
         self._bytes_max = HEAD_BYTES_MAX + (SPARE_BYTES if between_sidecars else 0)
         self._fields_max = FIELDS_MAX + (SPARE_FIELDS if between_sidecars else 0)
         self._held = bytearray()  # an unfinished head
-        self._left = 0  # of a counted body
+        self._left = 0  # of a counted body; negative: it comes in chunks (`m.chunked` may be changed for sending on)
         self._chunks: Chunks | None = None
         self._error: ProtocolError | None = None
 
@@ -87,6 +87,7 @@ class _Codec:
 
     def _chunked(self) -> None:
         """The body of the current message is chunked."""
+        self._left = -1
         if self._chunks is None:
             self._chunks = Chunks()
         else:
@@ -94,10 +95,10 @@ class _Codec:
 
     def _body(self, m: Message, data: bytes, pos: int) -> tuple[bytes, int]:
         """Read more of a framed body; gives the data it went on with, and how far it read in it."""
-        if m.chunked:
+        left = self._left
+        if left < 0:
             assert self._chunks is not None
             return self._chunks.feed(m, data, pos)
-        left = self._left
         size = len(data)
         if size - pos < left:
             m.body.append(data[pos:] if pos else data)

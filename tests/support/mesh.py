@@ -530,6 +530,10 @@ class Sidecar:
                     total += float(match[3])
         return total
 
+    def connections(self, side: str, direction: str) -> float:
+        """Open connections: side "in" or "out", direction "down" (the caller's) or "up"."""
+        return self.metric("pillion_connections", side=side, direction=direction)
+
     @property
     def crashes(self) -> float:
         return self.metric("pillion_crashes_total")

@@ -1,0 +1,231 @@
+"""Load, and what is read from the accounts while it lasts.
+
+The window of a measurement begins when connections are open and warm, and ends before they close: requests are counted
+at the backend and CPU time in the kernel's accounts, both at the window's edges.
+"""
+
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .contenders import Backend, Target
+from .exchange import Client
+from .stage import HOST, BenchError, Process, Stage, free_port, until
+from .stats import Unreadable, lost_or_repeated, parse_wrk
+
+WRK_LONGEST_S = 60
+REQUESTS_MIN = 10  # fewer in a window, and something does not work
+
+# What a measurement may fail with, and the run goes on.
+MISHAPS = (BenchError, Unreadable, OSError, subprocess.SubprocessError)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What happened between the two edges."""
+
+    requests: int
+    seconds: float
+    cpu_s: tuple[float, ...]  # of each proxy
+    user_system_s: tuple[tuple[float, float], ...]  # the same, rounded to 10 ms
+    errors: int
+
+    @property
+    def cpu_us_per_request(self) -> float:
+        return 1e6 * sum(self.cpu_s) / self.requests
+
+    @property
+    def requests_per_second(self) -> float:
+        return self.requests / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """At a fixed rate, from the moment at which each request was due. Milliseconds."""
+
+    sent: int
+    errors: int
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One body through a path."""
+
+    seconds: float
+    cpu_s: float
+    bytes: int
+    peak_growth: tuple[int, ...] = field(default=())  # bytes of resident memory at its peak, over what was there before
+
+    @property
+    def megabytes_per_second(self) -> float:
+        return self.bytes / 1e6 / self.seconds
+
+
+def closed_loop(
+    stage: Stage, target: Target, backend: Backend, connections: int, warm_s: float, window_s: float
+) -> Window:
+    """wrk with this many connections, each sending its next request when it has the answer to the last."""
+    _expect_200(target)
+    before_all = backend.settled()
+    process = stage.start(
+        "wrk",
+        [
+            *(stage.tools["wrk"], "-t1", f"-c{connections}", f"-d{WRK_LONGEST_S}s", "--timeout", "10s"),
+            *("-H", f"Host: {target.host}", f"http://{HOST}:{target.port}/"),
+        ],
+    )
+    try:
+        time.sleep(warm_s)
+        first = _edge(target, backend)
+        time.sleep(window_s)
+        last = _edge(target, backend)
+        process.popen.send_signal(signal.SIGINT)  # it stops, and reports
+        process.popen.wait(10)
+        report = parse_wrk(process.said())
+    finally:
+        stage.end([process])
+    requests = last.served - first.served
+    if requests < REQUESTS_MIN:
+        raise BenchError(f"{target.name}: only {requests} requests reached the backend in {window_s:g} s")
+    odd = lost_or_repeated(report, backend.settled() - before_all, connections)
+    return Window(
+        requests,
+        last.time - first.time,
+        tuple(b - a for a, b in zip(first.cpu_s, last.cpu_s, strict=True)),
+        tuple((b[0] - a[0], b[1] - a[1]) for a, b in zip(first.user_system_s, last.user_system_s, strict=True)),
+        report.errors + odd,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """The accounts at one edge of a window."""
+
+    time: float
+    served: int
+    cpu_s: tuple[float, ...]
+    user_system_s: tuple[tuple[float, float], ...]
+
+
+def _edge(target: Target, backend: Backend) -> _Edge:
+    served = backend.served()
+    cpu_s = tuple(proxy.cpu_s() for proxy in target.proxies)
+    return _Edge(time.perf_counter(), served, cpu_s, tuple(proxy.user_system_s() for proxy in target.proxies))
+
+
+def _expect_200(target: Target) -> None:
+    with Client(target.port) as client:
+        status, length = client.get(target.host)
+    if (status, length) != (200, 36):
+        raise BenchError(f"{target.name} answered {status} with {length} bytes instead of 200 with 36")
+
+
+def open_loop(stage: Stage, target: Target, rate: int, seconds: float, connections: int = 16) -> Latencies:
+    """Requests at their appointed times, whether or not earlier ones are answered."""
+    process = stage.start(
+        "open loop",
+        [
+            *(sys.executable, "-m", "tests.bench.open_loop"),
+            *(str(target.port), target.host, str(rate), str(seconds), str(connections)),
+        ],
+    )
+    try:
+        code = process.popen.wait(seconds + 15)
+    finally:
+        stage.end([process])
+    if code:
+        raise BenchError(f"{target.name}: the open-loop client failed:\n{process.said()}")
+    return Latencies(**json.loads(process.said().splitlines()[-1]))
+
+
+# -- bodies
+
+
+def bulk_backend(stage: Stage) -> int:
+    """The port of an application that sends and swallows long bodies."""
+    port = free_port()
+    process = stage.start("bulk backend", [sys.executable, "-m", "tests.bench.bulk", str(port)])
+
+    def listens() -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex((HOST, port)) == 0
+
+    until(listens, process, "its port")
+    return port
+
+
+def transfer(target: Target, size: int, *, upload: bool) -> Transfer:
+    """One body of `size` bytes. Raises BenchError where it does not arrive whole."""
+    with Client(target.port) as client:
+        client.get(target.host, "/0")  # connections are open on the whole path
+        before = [proxy.memory().resident for proxy in target.proxies]
+        for proxy in target.proxies:
+            proxy.reset_peak()
+        cpu = sum(proxy.cpu_s() for proxy in target.proxies)
+        start = time.perf_counter()
+        if upload:
+            client.send_head("PUT", "/0", target.host, {"Content-Length": str(size)})
+            _send(client.sock, size)
+            status, length, body = client.read_head()
+        else:
+            client.send_head("GET", f"/{size}", target.host)
+            status, length, body = client.read_head()
+            if length != size:
+                raise BenchError(f"{target.name}: asked for {size} bytes, promised {length}")
+        client.skip(length - len(body))
+        seconds = time.perf_counter() - start
+    if status != 200:
+        raise BenchError(f"{target.name} answered {status} to a body of {size} bytes")
+    cpu = sum(proxy.cpu_s() for proxy in target.proxies) - cpu
+    peaks = [proxy.memory().peak for proxy in target.proxies]
+    return Transfer(seconds, cpu, size, tuple(max(0, b - a) for a, b in zip(before, peaks, strict=True)))
+
+
+def _send(sock: socket.socket, size: int) -> None:
+    block = memoryview(bytes(1 << 20))
+    while size > 0:
+        size -= sock.send(block[: min(size, len(block))])
+
+
+# -- idle connections
+
+
+def memory_of_idle(
+    process: Process, port: int, host: str, connections: int, context: ssl.SSLContext | None = None
+) -> float:
+    """Bytes of resident memory for each connection that has had one request and is kept open."""
+    for _ in range(3):  # what is allocated once only
+        with Client(port, context) as client:
+            _one_request(client, host)
+    time.sleep(0.2)
+    before = process.memory().resident
+    clients: list[Client] = []
+    try:
+        for _ in range(connections):
+            clients.append(Client(port, context))
+            _one_request(clients[-1], host)
+        time.sleep(0.2)
+        process.check()
+        return (process.memory().resident - before) / connections
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _one_request(client: Client, host: str) -> None:
+    status, _ = client.get(host)
+    if status != 200:
+        raise BenchError(f"an idle connection was answered {status}")
+
+
+def mean_resident(proxies: Sequence[Process]) -> float:
+    """The mean of the processes: the memory of one sidecar."""
+    return sum(proxy.memory().resident for proxy in proxies) / len(proxies)
