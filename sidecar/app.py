@@ -87,7 +87,10 @@ class App:
     def __init__(self, settings: Settings, logs: Logs, world: World, assembly: Assembly) -> None:
         self.settings, self.logs, self.world, self.assembly = settings, logs, world, assembly
         self.entrance = Entrance(
-            world, settings.service, intercept=settings.intercept, gate=Gate(turn=world.dialler.turn)
+            world,
+            settings.service,
+            intercept=settings.intercept,
+            gate=Gate(turn=world.dialler.turn, under_way=world.reactor.errand),
         )
         self.policy = PolicyFiles(settings.policy)
         self.identity = IdentityDirectory(settings.identity)
@@ -218,6 +221,8 @@ class App:
         now = self.world.clock()
         for (side, service, port), cluster in list(self.world.state.clusters.items()):
             for endpoint in list(cluster.endpoints.values()):
+                if not endpoint.port:
+                    continue  # a service without ports of its own has no application to show
                 yield {
                     "side": side,
                     "service": service,

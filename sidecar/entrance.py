@@ -216,9 +216,7 @@ class Entrance:
         if self._filtered(port, accepted):
             return
         if port.tcp is not None:
-            world.nursery.start_soon(
-                tcp.serve_inbound, world, accepted.sock, port.tcp, accepted.peer, accepted.address[0]
-            )
+            world.errand(tcp.serve_inbound, world, accepted.sock, port.tcp, accepted.peer, accepted.address[0])
             return
         Downstream(world, Inbound(world, port.name, accepted.peer), accepted.peer, accepted.address[0]).begin(
             accepted.sock
@@ -277,7 +275,7 @@ class Entrance:
         world = self.world
         plan = world.plans.outbound_tcp.get(key)
         if plan is not None:
-            world.nursery.start_soon(tcp.serve_outbound, world, accepted.sock, plan, accepted.address[0])
+            world.errand(tcp.serve_outbound, world, accepted.sock, plan, accepted.address[0])
             return
         entry = entries.get(key)
         if entry is None:
@@ -299,9 +297,7 @@ class Entrance:
             self._to(key, accepted, self.captured, keep_host=True)
         elif decision.way is Way.PASSTHROUGH and not self._is_own(decision, arrived):
             assert decision.original is not None
-            world.nursery.start_soon(
-                tcp.serve_passthrough, world, accepted.sock, decision.original, accepted.address[0]
-            )
+            world.errand(tcp.serve_passthrough, world, accepted.sock, decision.original, accepted.address[0])
         else:
             accepted.sock.close()
             reason = decision.reason or "the original destination is the sidecar itself"

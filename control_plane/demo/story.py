@@ -8,6 +8,7 @@ for, so that none fails by chance.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -380,8 +381,6 @@ def _percent(value: float | None) -> str:
 
 
 def _filter_source() -> str:
-    from pathlib import Path
-
     return Path(__file__).with_name(f"{FILTER_MODULE}.py").read_text()
 
 

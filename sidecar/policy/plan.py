@@ -168,6 +168,7 @@ class _Compiler:
         self.snapshot, self.around, self.now = snapshot, around, now
         self.state = state
         self.clusters: dict[tuple[str, str, str], Cluster] = {}
+        self.budgets = {(side, name): cluster.budget for (side, name, _), cluster in state.clusters.items()}
         self.outbound: dict[Key, Cluster] = {}
         self.stale: list[Endpoint] = []
         self.chains: list[Any] = []
@@ -273,6 +274,7 @@ class _Compiler:
         cluster = self.state.clusters.get(key)
         if cluster is None:
             cluster = Cluster(service.name, side, limits, retry, self.now)
+            cluster.budget = self.budgets.setdefault((side, service.name), cluster.budget)  # one for all its ports
         cluster.limits = limits
         cluster.budget.configure(retry.budget.percent, retry.budget.min_per_second)
         on_breaker = self.around.on_breaker

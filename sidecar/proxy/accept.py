@@ -78,12 +78,19 @@ class _Host:
 
 
 class Gate:
-    """The waiting room and the handshake slots: one for all listeners of a process."""
+    """The waiting room and the handshake slots: one for all listeners of a process. `under_way(+1 or -1)` is told how
+    many handshakes are under way."""
 
-    def __init__(self, limits: AcceptLimits = AcceptLimits(), turn: Turn | None = None) -> None:
+    def __init__(
+        self,
+        limits: AcceptLimits = AcceptLimits(),
+        turn: Turn | None = None,
+        under_way: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self.limits = limits
         self.turn = turn if turn is not None else Turn()
         self.slots = trio.CapacityLimiter(limits.handshakes)
+        self.under_way = under_way
         self.hosts: dict[str, _Host] = {}
         self.count = 0
 
@@ -124,14 +131,21 @@ class Gate:
         """In a slot of its address and one of the process. Raises OSError where the handshake fails."""
         host = self.hosts[newcomer.address[0]]
         async with host.slots, self.slots:
-            while True:
-                try:
-                    await self.turn.step(sock)
-                    return
-                except ssl.SSLWantReadError:
-                    await self._patiently(host, trio.lowlevel.wait_readable, sock)
-                except ssl.SSLWantWriteError:
-                    await self._patiently(host, trio.lowlevel.wait_writable, sock)
+            self.under_way(1)
+            try:
+                await self._handshake(host, sock)
+            finally:
+                self.under_way(-1)
+
+    async def _handshake(self, host: _Host, sock: ssl.SSLSocket) -> None:
+        while True:
+            try:
+                await self.turn.step(sock)
+                return
+            except ssl.SSLWantReadError:
+                await self._patiently(host, trio.lowlevel.wait_readable, sock)
+            except ssl.SSLWantWriteError:
+                await self._patiently(host, trio.lowlevel.wait_writable, sock)
 
     async def _patiently(self, host: _Host, wait: Callable[[Any], Any], sock: ssl.SSLSocket) -> None:
         while True:

@@ -107,7 +107,7 @@ class Chain:
         for index, hook in enumerate(self.on_request):
             if hook.waits:
                 serving.filter_scope = scope = trio.CancelScope()
-                serving.world.nursery.start_soon(self._request_rest, serving, index, scope)
+                serving.world.errand(self._request_rest, serving, index, scope)
                 return PENDING
             reply = self._call(hook, view)
             if reply is not None:
@@ -132,7 +132,7 @@ class Chain:
         for index, hook in enumerate(self.on_response):
             if hook.waits:
                 serving.filter_scope = scope = trio.CancelScope()
-                serving.world.nursery.start_soon(self._response_rest, serving, response, index, scope)
+                serving.world.errand(self._response_rest, serving, response, index, scope)
                 return PENDING
             reply = self._call(hook, view, response)
             if reply is not None:

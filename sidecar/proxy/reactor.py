@@ -3,10 +3,13 @@
 A connection is registered once, level-triggered; when it is ready its `ready` runs there and then, synchronously. Tasks
 enter the world of connections only through `call`. What callbacks append to `soon` (flushes, deferred losses) runs
 once at the end of the batch, and sockets in `doomed` are closed after that.
-Must not know TLS, HTTP or policy. Must never block.
+After a batch it stays for up to a millisecond for the next events, instead of going back to Trio at once: a pass of
+the scheduler costs more than the whole of a small request. It goes back at once while a task runs that connections wait
+for (`errands`), and in any case once the slice is over.
+Must not know TLS, HTTP or policy.
 Invariants: a descriptor given up within a batch is really closed only after the batch, so its number cannot come back
 inside it; an exception out of one connection's callback ends that connection and nothing else; the loop never runs
-longer than `slice_s` plus one batch before the rest of Trio has had its turn.
+longer than `slice_s` plus one batch and one `LINGER_S` before the rest of Trio has had its turn.
 """
 
 import os
@@ -26,6 +29,7 @@ IN, OUT, RDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 ERR, HUP = select.EPOLLERR, select.EPOLLHUP
 SOON_ROUNDS = 8  # rounds of `soon` in one go; what appends to it without end must not starve the sockets
 SLOW_S = 0.1
+LINGER_S = 0.001  # epoll counts whole milliseconds
 
 
 class Polled(Protocol):
@@ -46,7 +50,7 @@ def _ignore(exc: Exception) -> None:
 class Reactor:
     """`clock` is monotonic seconds. `now` is that clock as of the running batch: good enough for deadlines, free."""
 
-    def __init__(self, slice_s: float = 0.001, batch: int = 256, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, slice_s: float = 0.001, batch: int = 64, clock: Callable[[], float] = time.monotonic) -> None:
         self.epoll = select.epoll()
         self.slice_s = slice_s
         self.batch = batch
@@ -56,6 +60,7 @@ class Reactor:
         self.conns: dict[int, Polled] = {}
         self.soon: list[Callable[[], object]] = []
         self.doomed: list[Closable] = []
+        self.errands = 0  # tasks under way that connections wait for: dialling, handshakes, asynchronous filters
         self.crashes = 0
         self.on_crash: Callable[[Exception], object] = _ignore
         self.on_slow: Callable[[str], object] | None = None  # set it before `run`
@@ -92,6 +97,10 @@ class Reactor:
                 pass  # hushed, or the reactor has been closed
 
     # -- for tasks
+    def errand(self, change: int) -> None:
+        """A task that connections wait for begins (1) or ends (-1)."""
+        self.errands += change
+
     def call(self, fn: Callable[..., object], *args: Any) -> None:
         """How a Trio task hands a result to connections: guarded, and flushed afterwards. Inside a batch the batch's
         own flush does, so that no descriptor is closed while its events may still be in hand."""
@@ -155,8 +164,7 @@ class Reactor:
             end = begin + self.slice_s
             more = True
             while more:
-                # Polling again until nothing is ready costs less than sleeping early.
-                events = poll(0, batch)
+                events = poll(0 if self.errands or self.soon else LINGER_S, batch)
                 if not events and not self.soon:
                     more = False
                     break

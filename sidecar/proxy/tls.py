@@ -18,6 +18,7 @@ from certs.svid import SvidError, check_leaf
 
 GROUP = "prime256v1"  # both ends are ours; one group means no retry, and no costly one for a stranger to ask for
 HTTP1, TCP = "http/1.1", "pillion-tcp"
+_TRUNCATED = "UNEXPECTED_EOF_WHILE_READING"  # what Python before 3.11.4 says in place of SSLEOFError
 
 
 class PeerRejected(Exception):
@@ -86,6 +87,7 @@ def _mesh(context: ssl.SSLContext, identity: IdentityFiles, alpn: Sequence[str])
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    tell_truncation(context)
     context.set_ecdh_curve(GROUP)
     context.set_alpn_protocols(list(alpn))
     identity.load_into(context)
@@ -97,7 +99,14 @@ def originate_context(alpn: Sequence[str] = (HTTP1,), *, cafile: str | None = No
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     context.set_alpn_protocols(list(alpn))
+    tell_truncation(context)
     return context
+
+
+def tell_truncation(context: ssl.SSLContext) -> None:
+    """An end without close_notify is a failure, never a clean end. Python before 3.11.4, which Debian 12 has, asks
+    OpenSSL 3 to hide the difference (CPython issue 95494)."""
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent where OpenSSL is 1.1.1
 
 
 def peer_identity(sock: ssl.SSLSocket, trust_domain: str) -> str:
@@ -115,7 +124,7 @@ def why(exc: BaseException) -> str:
     """One line on why a handshake or a connection has failed, without OpenSSL's source positions."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the peer's certificate does not verify: {exc.verify_message}"
-    if isinstance(exc, ssl.SSLEOFError):
+    if isinstance(exc, ssl.SSLEOFError) or (isinstance(exc, ssl.SSLError) and exc.reason == _TRUNCATED):
         return "the peer has closed the connection within TLS"
     if isinstance(exc, ssl.SSLError):
         return f"TLS: {(exc.reason or str(exc)).replace('_', ' ').lower()}"

@@ -235,7 +235,7 @@ class Pool:
         waits for another, or rests."""
         endpoint, cluster = up.endpoint, up.cluster
         if endpoint.dials is not None or cluster.waiters:
-            serving = self._next_for(endpoint, cluster)
+            serving = self._next_for(up, endpoint, cluster)
             if serving is not None:
                 # not a call: whoever gives back still has to finish
                 assert serving.ex is not None
@@ -298,18 +298,24 @@ class Pool:
 
     # -- inside
 
-    def _next_for(self, endpoint: Endpoint, cluster: Cluster) -> "Serving | None":
-        """The oldest request that this endpoint's connection can serve, taken from its queue."""
+    def _next_for(self, up: Upstream, endpoint: Endpoint, cluster: Cluster) -> "Serving | None":
+        """The oldest request that this endpoint's connection can serve, taken from its queue. One that is sent again
+        because a used connection has died is not given another used one."""
         dials: _Dials | None = endpoint.dials
-        if dials is not None and dials.wanting:
-            return dials.wanting.popleft()
+        if dials is not None:
+            for serving in dials.wanting:
+                if not up.used or serving.ex is None or not serving.ex.fresh:
+                    dials.wanting.remove(serving)
+                    return serving
         waiters = cluster.waiters
-        if waiters and waiters[0].ex.endpoint is endpoint:
+        if waiters and waiters[0].ex.endpoint is endpoint and not (up.used and waiters[0].ex.fresh):
             return waiters.popleft()  # type: ignore[no-any-return]
         return None
 
     def _hand_over(self, up: Upstream, serving: "Serving", ex: Exchange) -> None:
         wanted = serving.connecting and serving.ex is ex and not serving.over and ex.endpoint is up.endpoint
+        if wanted and not ex.safe and up.ch.unread():
+            up.discard()  # as in `take`
         if wanted and up.ch.open:
             serving.connected(up)
         elif up.ch.open:
@@ -348,7 +354,7 @@ class Pool:
         cluster.connections += 1
         dials.under_way += 1
         dials.wanting.append(serving)
-        self.world.nursery.start_soon(self._connect, cluster, endpoint, dials, serving, ex.plan.timeouts.connect_s)
+        self.world.errand(self._connect, cluster, endpoint, dials, serving, ex.plan.timeouts.connect_s)
 
     async def _connect(
         self, cluster: Cluster, endpoint: Endpoint, dials: _Dials, serving: "Serving", timeout_s: float

@@ -9,8 +9,8 @@ import random
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -24,7 +24,7 @@ from sidecar.policy.outcome import Outcome
 from sidecar.policy.plan import ClusterState, Plans, PortPlan, TcpPlan
 from sidecar.policy.replay import ReplayPool
 from sidecar.telemetry.access_log import AccessLog
-from sidecar.telemetry.catalogue import CLUSTER_COUNTS, Meters, ServiceMeters
+from sidecar.telemetry.catalogue import CLUSTER_COUNTS, ENDPOINT_RESULTS, Meters, ServiceMeters
 from sidecar.telemetry.metrics import Registry
 from sidecar.wire.http1 import Message, ProtocolError
 
@@ -126,6 +126,17 @@ class World:
         return b"00-%b-%b-02" % (ids[:32], ids[32:])
 
     # -- connections
+
+    def errand(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Start a task that a connection waits for."""
+        self.reactor.errands += 1
+        self.nursery.start_soon(self._errand, task, arguments)
+
+    async def _errand(self, task: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
+        try:
+            await task(*arguments)
+        finally:
+            self.reactor.errands -= 1
 
     async def dial(self, endpoint: Endpoint, alpn: str, timeout_s: float) -> Dialled:
         """A connected socket whose peer is who it must be. Raises DialError."""
@@ -257,6 +268,26 @@ class World:
                 for (side, service, port), cluster in self.state.clusters.items()
             ]
 
+        def results() -> list[tuple[dict[str, str], float]]:
+            return [
+                (
+                    {
+                        "side": side,
+                        "service": service,
+                        "port": port,
+                        "endpoint": endpoint.key,
+                        "version": endpoint.version,
+                        "result": result,
+                    },
+                    float(count),
+                )
+                for (side, service, port), cluster in self.state.clusters.items()
+                for endpoint in cluster.endpoints.values()
+                for result, count in (("success", endpoint.successes), ("failure", endpoint.failures))
+                if endpoint.port
+            ]
+
+        registry.reading_counter(ENDPOINT_RESULTS, "Attempts by endpoint and result, as its breaker saw them.", results)
         for attribute, name, text in CLUSTER_COUNTS:
             registry.reading_counter(name, text, per_cluster(attribute))
         registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))

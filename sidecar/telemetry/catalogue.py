@@ -53,6 +53,8 @@ class SideMeters:
         )
 
 
+ENDPOINT_RESULTS = "pillion_endpoint_attempts_total"
+
 CLUSTER_COUNTS = (
     ("attempts", "pillion_attempts_total", "Attempts, each retry included."),
     ("retries", "pillion_retries_total", "Retries made."),

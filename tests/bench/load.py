@@ -20,6 +20,7 @@ from .stage import HOST, BenchError, Process, Stage, free_port, until
 from .stats import Unreadable, lost_or_repeated, parse_wrk
 
 WRK_LONGEST_S = 60
+FILL_POLL_S, FILL_STILL_S, FILL_LIMIT_S = 0.05, 2.5, 25.0
 REQUESTS_MIN = 10  # fewer in a window, and something does not work
 
 # What a measurement may fail with, and the run goes on.
@@ -75,13 +76,7 @@ def closed_loop(
     """wrk with this many connections, each sending its next request when it has the answer to the last."""
     _expect_200(target)
     before_all = backend.settled()
-    process = stage.start(
-        "wrk",
-        [
-            *(stage.tools["wrk"], "-t1", f"-c{connections}", f"-d{WRK_LONGEST_S}s", "--timeout", "10s"),
-            *("-H", f"Host: {target.host}", f"http://{HOST}:{target.port}/"),
-        ],
-    )
+    process = _wrk(stage, target, connections)
     try:
         time.sleep(warm_s)
         first = _edge(target, backend)
@@ -102,6 +97,34 @@ def closed_loop(
         tuple(b - a for a, b in zip(first.cpu_s, last.cpu_s, strict=True)),
         tuple((b[0] - a[0], b[1] - a[1]) for a, b in zip(first.user_system_s, last.user_system_s, strict=True)),
         report.errors + odd,
+    )
+
+
+def fill(stage: Stage, target: Target, connections: int) -> float:
+    """Load it until its proxies open no further connections; how many seconds that took from the first request."""
+    process = _wrk(stage, target, connections)
+    try:
+        begun = changed = time.perf_counter()
+        last: list[int] = []
+        while True:
+            time.sleep(FILL_POLL_S)
+            found = [proxy.descriptors() for proxy in target.proxies]
+            now = time.perf_counter()
+            if found != last:
+                last, changed = found, now
+            if now - changed > FILL_STILL_S or now - begun > FILL_LIMIT_S:
+                return changed - begun
+    finally:
+        stage.end([process])
+
+
+def _wrk(stage: Stage, target: Target, connections: int) -> Process:
+    return stage.start(
+        "wrk",
+        [
+            *(stage.tools["wrk"], "-t1", f"-c{connections}", f"-d{WRK_LONGEST_S}s", "--timeout", "10s"),
+            *("-H", f"Host: {target.host}", f"http://{HOST}:{target.port}/"),
+        ],
     )
 
 

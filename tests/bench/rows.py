@@ -6,7 +6,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import contenders, envoy, load, policy
@@ -39,7 +39,7 @@ class Pace:
 
 
 QUICK = Pace(rounds=2, warm_s=0.3, window_s=1.0, rate_s=1.5, bulk_bytes=1 << 28, few=1)
-FULL = Pace(rounds=5, warm_s=0.6, window_s=3.0, rate_s=5.0, bulk_bytes=1 << 30, few=3)
+FULL = Pace(rounds=5, warm_s=0.6, window_s=2.5, rate_s=4.0, bulk_bytes=1 << 30, few=3)
 
 
 @dataclass(slots=True)
@@ -125,6 +125,8 @@ def _cpu(
 ) -> list[Group]:
     pace = context.pace
     counts = [count for count in CONNECTIONS if context.wants(f"{section}.{count}")]
+    if not counts:
+        return []
     cpu = {
         count: Row(f"{section}.{count}", f"CPU a request, {_connections(count)}", "µs", bars=bars, rivals=rivals)
         for count in counts
@@ -140,11 +142,15 @@ def _cpu(
         )
         for count in counts
     }
+    fill = Row(f"{section}.{max(counts)}.fill", f"until {_connections(max(counts))} are open, under load", "s")
     split = _Split(section, 32)
     with _together(context, context.starts(names, context.backend.port)) as targets:
-        for target in targets.values():  # pools are filled and handshakes made before anything counts
-            with suppress(*load.MISHAPS):  # the rounds will tell
-                load.closed_loop(context.stage, target, context.backend, max(counts), 1.0, 0.2)
+        for name, target in targets.items():  # so that no handshake falls into a window
+            try:
+                fill.add(name, load.fill(context.stage, target, max(counts)))
+                context.say(f"{section}: {name} has opened its connections after {fill.series[name][-1]:.1f} s")
+            except load.MISHAPS as error:
+                context.failed([fill], name, error)
         for number in range(pace.rounds):
             for connections in counts:
                 rows = [cpu[connections], rate[connections]]
@@ -165,7 +171,7 @@ def _cpu(
                         f"{window.requests_per_second:.0f} requests/s"
                         + (f", {window.errors} ERRORS" if window.errors else "")
                     )
-    groups = [Group(title, [*cpu.values(), *rate.values()])]
+    groups = [Group(title, [*cpu.values(), *rate.values(), fill])]
     if split.rows:
         groups.append(Group(f"{title}: where the CPU time goes, {_connections(split.connections)}", split.rows))
     return groups

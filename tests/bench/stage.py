@@ -96,6 +96,9 @@ class Process:
     def memory(self) -> Memory:
         return parse_proc_status(Path(f"/proc/{self.pid}/status").read_text())
 
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def reset_peak(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 

@@ -1,8 +1,10 @@
 """Random lives of a sidecar's data path, each replayed exactly by its seed.
 
-Callers, servers and the policy misbehave at random over a network in memory: refused and slow connections, resets, stalls,
-small windows, lost and malformed responses, callers that leave, policies that change meanwhile. What must hold in every
-run is checked while it runs and when all is quiet. To replay one: `SEED=123 pytest tests/fault/test_exchange_seeds.py`.
+Callers, servers and the policy misbehave at random over a network in memory: refused and slow connections, resets,
+stalls, small windows, lost and malformed responses, callers that leave, filters that dawdle, policies that change
+meanwhile. What must hold in every run is checked while it runs and when all is quiet.
+
+To replay one: `SEED=123 pytest tests/fault/test_exchange_seeds.py`.
 """
 
 import os
@@ -32,7 +34,7 @@ from sidecar.model.snapshot import (
     Timeouts,
     Tls,
 )
-from sidecar.policy.exchange import SEND, Do
+from sidecar.policy.exchange import SEND, Do, Exchange
 from sidecar.proxy import downstream
 from sidecar.proxy.filtering import Chain, Link
 from sidecar.proxy.serving import Serving
@@ -55,11 +57,12 @@ class Watched(Serving):
 
     def start(self, now: float) -> None:
         self.sends = self.endings = 0
+        self.led: Exchange | None = None  # `ex` is let go of where a filter answers
         self.life.servings.append(self)
         super().start(now)
 
     def drive(self, do: Do) -> None:
-        ex = self.ex
+        self.led = ex = self.ex
         if do is SEND and ex is not None:
             self.sends += 1
             assert ex.attempt <= ex.plan.retry.max_retries
@@ -372,7 +375,7 @@ class Life:
         assert all(chain.active == 0 for chain in net.world.plans.chains)
         assert all(serving.over and serving.endings == 1 for serving in self.servings)
         assert len(net.log) == len(self.servings)
-        exchanges = [serving.ex for serving in self.servings if serving.ex is not None]
+        exchanges = [serving.led for serving in self.servings if serving.led is not None]
         assert all(ex.finished and ex.endpoint is None for ex in exchanges)
         clusters = {id(c): c for ex in exchanges for c in (ex.cluster, ex.plan.cluster)}.values()
         assert sum(ex.attempt for ex in exchanges) == sum(cluster.retries for cluster in clusters)  # each was paid for

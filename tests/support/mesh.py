@@ -563,23 +563,31 @@ class Sidecar:
 
     def apply(self, services: Mapping[str, Any] | None = None, **levels: Any) -> None:
         """Write the policy anew and wait until it is in force: what is not stated stays."""
+        before, failed = self.reloads(), self.reloads("failed")
         self.write(services, **levels)
-        want = self.reloads() + 1
         self.process.send_signal(signal.SIGHUP)
-        until(lambda: self.reloads() >= want or not self.alive, f"the new policy\n{self.log}")
+        until(lambda: self.reloads() > before or self.reloads("failed") > failed, "the new policy")
+        assert self.reloads("failed") == failed, self.log
 
     def write(self, services: Mapping[str, Any] | None = None, **levels: Any) -> None:
         self.services.update(services or {})
         self.document.update(levels)
         self.mesh.write_policy(self.policy_file, self.services, self.document)
 
-    def reloads(self) -> float:
-        return self.metric("pillion_policy_reloads_total", result="ok")
+    def reloads(self, result: str = "ok") -> float:
+        return self.metric("pillion_policy_reloads_total", result=result)
 
     def stop(self, limit_s: float = 30.0) -> int:
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(limit_s)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without anchors, which a policy file may not have."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class Mesh:
@@ -641,7 +649,7 @@ class Mesh:
         document = {"version": 1, "services": dict(services)}
         document.update({key: value for key, value in levels.items() if key in ("defaults", "enforced")})
         fresh = path.with_suffix(".new")
-        fresh.write_text(yaml.safe_dump(document, sort_keys=False))
+        fresh.write_text(yaml.dump(document, Dumper=_Dumper, sort_keys=False))
         fresh.replace(path)
 
     def command(

@@ -24,6 +24,7 @@ from certs.authority import LEAF_TTL, Authority, bundle_of, certificate_pem, cre
 from certs.bundle import TrustBundle
 from certs.files import write_identity
 from certs.spiffe import SpiffeId
+from sidecar.proxy.tls import tell_truncation
 
 TRUST_DOMAIN = "mesh.local"
 
@@ -202,6 +203,7 @@ class Pki:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+        tell_truncation(context)
         context.load_verify_locations(cadata=self.bundle.pem.decode())
         if leaf is not None:
             descriptor = os.memfd_create("pki")

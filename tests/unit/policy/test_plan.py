@@ -340,6 +340,15 @@ def test_breakers_budgets_and_pools_survive_a_swap():
     assert not cluster.budget.withdraw(1.0)
 
 
+def test_the_budget_is_one_for_all_ports_of_a_service():
+    state = ClusterState()
+    compiled(snapshot(service("shop", *HOSTS, ports=(Port("b", 2),))), state)
+    plans = compiled(snapshot(service("shop", *HOSTS, ports=(Port("a", 1), Port("b", 2))), service("other")), state)
+    a, b, other = (plans.outbound[host].cluster for host in (b"a.shop", b"b.shop", b"other"))
+    assert a.budget is b.budget and a.budget is not other.budget
+    assert state.clusters["in", "web", "http"].budget is not plans.outbound[b"web"].cluster.budget
+
+
 def test_what_leaves_is_reported_stale():
     state = ClusterState()
     shot = snapshot(service("shop", *HOSTS), ports=(Port("api", 1), Port("adm", 2)))
