@@ -94,6 +94,7 @@ class App:
         )
         self.policy = PolicyFiles(settings.policy)
         self.identity = IdentityDirectory(settings.identity)
+        self.applying = trio.Lock()
         self.ready = False
         self.addresses: dict[str, str] = {}
         self.revision = ""
@@ -107,9 +108,11 @@ class App:
         if problem is not None:
             raise StartError(problem)
 
-    async def offered(self, loaded: Loaded) -> None:
-        """A policy that has changed on disk: taken as a whole, or refused with the reason."""
-        problem = await self._apply(loaded)
+    async def offered(self) -> None:
+        """The policy on disk may have changed: taken as a whole, or refused with the reason; one at a time."""
+        async with self.applying:
+            loaded = await trio.to_thread.run_sync(self.policy.load)
+            problem = await self._apply(loaded)
         if problem is None:
             self.world.meters.reloads_ok.inc()
             log.info("policy %s is in force", self.revision)
@@ -133,6 +136,10 @@ class App:
         except PlanError as error:
             listeners.close()
             return "\n".join(f"error: {f'{source}: ' if source.file else ''}{text}" for source, text in error.problems)
+        except Exception:  # a bug, ours or a filter's: the policy in force serves on
+            listeners.close()
+            log.exception("the new policy could not be applied")
+            return "error: an unexpected error, logged above"
         self.entrance.adopt(listeners)
         self.snapshot = loaded.snapshot
         self.revision = loaded.snapshot.revision
@@ -174,7 +181,7 @@ class App:
         """Everything again, whether or not it seems to have changed (SIGHUP)."""
         self.logs.reopen()
         self.world.access.reopen()
-        await self.offered(await trio.to_thread.run_sync(self.policy.load))
+        await self.offered()
         try:
             self.identity_changed(await trio.to_thread.run_sync(self.identity.load))
         except IdentityError as error:

@@ -50,12 +50,12 @@ class PolicyFiles:
         except OSError:
             return None
 
-    async def watch(self, on_change: Callable[[Loaded], Awaitable[None]]) -> None:
-        """Tell each new state of the files, read whole, for ever."""
+    async def watch(self, on_change: Callable[[], Awaitable[None]]) -> None:
+        """Tell each new state of the files, for ever; whoever is told loads them."""
         while True:
             await trio.sleep(POLL_S)
             if self._state() != self._seen:
-                await on_change(await trio.to_thread.run_sync(self.load))
+                await on_change()
 
 
 class IdentityDirectory:

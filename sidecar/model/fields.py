@@ -10,6 +10,7 @@ from typing import Any
 
 from . import words
 from .forms import (
+    ASKED_HEADER,
     CALLER,
     EDITED_HEADER,
     HEADER_NAME,
@@ -151,6 +152,7 @@ FILTER = Table(
 FILTERS = ListOf(FILTER, "a list of filters", items_max=64)
 
 _VALUES = MapOf(HEADER_NAME, ValueForm(), "a map of names and values", 64, lower=True)
+_HEADERS = MapOf(ASKED_HEADER, ValueForm(), "a map of names and values", 64, lower=True)
 _QUERY = MapOf(Text("a query name", words.message, 256), ValueForm(), "a map of names and values", 64)
 _METHODS = ListOf(METHOD, "a list of methods", 1)
 _CALLERS = ListOf(CALLER, "a list of callers", 1)
@@ -162,7 +164,7 @@ RULE = Table(
         Field("methods", _METHODS, "HTTP methods."),
         Field("paths", ListOf(PATH_GLOB, "a list of paths", 1), "Paths: exact, or with `*` (within one segment) and "
               "`**` (any number of segments)."),
-        Field("headers", _VALUES, "Headers that must match, all of them."),
+        Field("headers", _HEADERS, "Headers that must match, all of them."),
         Field("message", Text("a text", words.message, 200), "Why; shown in log and `can`, never to the caller."),
     ),
     doc="What is left out matches everything; what is stated must match together.",
@@ -263,7 +265,7 @@ MATCH = Table(
         Field("path", PATH_GLOB, "Exact, or with `*` (within one segment) and `**` (any number of segments)."),
         Field("path_regex", REGEX, "The whole path, in RE2 syntax."),
         Field("methods", _METHODS, "HTTP methods."),
-        Field("headers", _VALUES, "Header values: exact, or `{prefix: ...}`, `{regex: ...}`, `{present: true}`."),
+        Field("headers", _HEADERS, "Header values: exact, or `{prefix: ...}`, `{regex: ...}`, `{present: true}`."),
         Field("query", _QUERY, "Query values, in the same forms."),
         Field("from", _CALLERS, "Callers."),
         _GRPC_MATCH,

@@ -23,6 +23,7 @@ CALLER = Text("a caller: a service or a SPIFFE ID", words.caller, 2048, ref=True
 METHOD = Text("an HTTP method", words.method, 40, words.TOKEN_PATTERN)
 RETRY_METHOD = Text("an HTTP method, or any", words.retry_method, 40, words.TOKEN_PATTERN)
 HEADER_NAME = Text("a header name", words.header_name, 256, words.TOKEN_PATTERN)
+ASKED_HEADER = Text("a header name", words.asked_header, 256, words.TOKEN_PATTERN)
 EDITED_HEADER = Text("a header name", words.edited_header, 256, words.TOKEN_PATTERN, convert=str.lower)
 HEADER_VALUE = Text("a header value", words.header_value, 4096)
 PATH_GLOB = Text("a path or a path pattern", words.path_glob, 1024, "^/")

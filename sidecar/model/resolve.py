@@ -225,7 +225,13 @@ def _check_paths(block: Block, routes: tuple[Route, ...], sink: Sink) -> None:
     levels = {id(level): level for route in routes for level in route.authz}.values()
     rules = (rule for level in levels for rule in (*(level.allow or ()), *level.deny))
     rule = next((rule for rule in rules if rule.paths is not None), None)
-    if rule is None:
+    by_path = any(r.match.path not in (None, "/**") or r.match.path_regex is not None for r in routes)
+    own = next((level for r in routes for level in r.authz if level.level is Level.ROUTE), None) if by_path else None
+    if rule is not None:
+        label = f"{rule.name} has paths ({rule.source})"
+    elif own is not None:
+        label = f"routes that match by path have authorization of their own ({own.source})"
+    else:
         return
     for port in (block.get("ports") or {}).values():
         handling = port.value.stated("path_handling")
@@ -234,7 +240,7 @@ def _check_paths(block: Block, routes: tuple[Route, ...], sink: Sink) -> None:
                 "P0111",
                 "`path_handling: opaque` together with authorization by path",
                 handling.node,
-                label=f"{rule.name} has paths ({rule.source})",
+                label=label,
                 help="use path_handling: strict, or rules without paths",
             )
 

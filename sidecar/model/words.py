@@ -38,6 +38,18 @@ _OWN_HEADERS = frozenset(
 )  # fmt: skip
 
 
+# Fields that a rule, a match or an edit never sees: they are taken out of a request before it is judged.
+_UNSEEN_HEADERS = _OWN_HEADERS | {
+    "forwarded",
+    "http2-settings",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "traceparent",
+    "x-real-ip",
+}
+
+
 def label(text: str) -> Wrong:
     """A service, version, port or team: one DNS label (RFC 1123)."""
     if _LABEL.match(text):
@@ -80,15 +92,32 @@ def header_name(text: str) -> Wrong:
     return f'"{_short(text)}" is not a header name', help or "letters, digits and hyphens"
 
 
+def asked_header(text: str) -> Wrong:
+    """A header that a rule, a match or a rate limit asks for."""
+    wrong = header_name(text)
+    if wrong is not None:
+        return wrong
+    if _unseen(text):
+        return f'the header "{_short(text)}" cannot be asked for', (
+            "it frames the message or is not believed, so it is taken out before rules are asked; "
+            "for callers use `from`, for the destination a service of its own"
+        )
+    return None
+
+
+def _unseen(text: str) -> bool:
+    spelled = re.sub(r"[^a-z0-9]", "-", text.lower())
+    return spelled in _UNSEEN_HEADERS or spelled.startswith(("x-pillion-", "x-forwarded-"))
+
+
 def edited_header(text: str) -> Wrong:
     """A header that a route may set, add or remove."""
     wrong = header_name(text)
     if wrong is not None:
         return wrong
-    spelled = text.lower().replace("_", "-")
-    if spelled == "host":
+    if text.lower() == "host":
         return 'the header "host" cannot be edited', "use rewrite: {host: ...}"
-    if spelled in _OWN_HEADERS or spelled.startswith(("x-pillion-", "x-forwarded-")):
+    if _unseen(text):
         return f'the header "{_short(text)}" cannot be edited', "the sidecar alone writes it"
     return None
 
@@ -216,7 +245,7 @@ def rate_key(text: str) -> Wrong:
     if text in ("caller", "address", "none"):
         return None
     if text.startswith("header:"):
-        return header_name(text.removeprefix("header:"))
+        return asked_header(text.removeprefix("header:"))
     return f'"{_short(text)}" is not a key', "one of caller, address, header:NAME, none"
 
 

@@ -206,6 +206,7 @@ class _Compiler:
         for key, cluster in self.state.clusters.items():
             if key not in self.clusters:
                 self.stale.extend(cluster.endpoints.values())
+                cluster.endpoints = {}  # what is still being made for it is not kept
         self.state.clusters = self.clusters
         foreign = (host for s in snapshot.services.values() if s.name != own for host in _hosts_of(s))
         plans = Plans(

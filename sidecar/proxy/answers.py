@@ -78,7 +78,7 @@ def encode(
     out = [_LINES[status], b"\r\n"]
     for name, value in headers:
         out += (name, b": ", value, b"\r\n")
-    if status >= 200 and status != 204:
+    if status >= 200 and status not in (204, 304):  # RFC 9110, section 8.6
         out.append(b"content-length: %d\r\n" % len(body))
     if reason is not None:
         out += (b"x-pillion-reason: ", reason, b"\r\n")

@@ -39,6 +39,7 @@ class Downstream:
         "codec",
         "ending",
         "entry",
+        "flushing",
         "head_due",
         "heard",
         "last",
@@ -56,6 +57,7 @@ class Downstream:
         self.serving: Serving | None = None
         self.timer = Timer(world.timers, self._due)
         self.born = self.heard = 0.0
+        self.flushing = 0  # bytes that the last answer still had to send, when last looked at
         self.broken: ProtocolError | None = None
         self.ending = False  # the last answer is on its way; nothing more is read
         self.chunked_out = False
@@ -86,6 +88,9 @@ class Downstream:
             codec.receive(data)
         except ProtocolError as exc:
             self._malformed(exc)
+            if serving is not None and not whole and serving.m.done and self.serving is serving:
+                self.heard = self.world.reactor.now
+                serving.request_body(serving.m)  # whole before the error
             return
         if serving is None:
             if codec.messages:
@@ -102,7 +107,7 @@ class Downstream:
 
     def drained(self) -> None:
         serving = self.serving
-        if serving is not None and serving.up is not None:
+        if serving is not None and serving.up is not None and not serving.waiting_filter:
             serving.up.resume()
 
     def ended(self) -> None:
@@ -167,6 +172,9 @@ class Downstream:
         if serving is not None:
             serving.due()
         elif self.ending:
+            if self.ch.out_bytes < self.flushing:  # it moves: another period
+                self._watch_flush()
+                return
             self.ch.abort()
             self.lost(None)
         elif self.codec.started:
@@ -307,8 +315,12 @@ class Downstream:
         self.lost(None)
 
     def _close_after_answer(self) -> None:
-        self.timer.set(self.world.reactor.now + FLUSH_TIMEOUT_S)
+        self._watch_flush()
         self.ch.linger_close()
+
+    def _watch_flush(self) -> None:
+        self.flushing = self.ch.out_bytes
+        self.timer.set(self.world.reactor.now + FLUSH_TIMEOUT_S)
 
     def detach(self) -> None:
         """The connection becomes a tunnel: this object lets go of it."""

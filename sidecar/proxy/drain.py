@@ -36,6 +36,8 @@ async def drain(world: "World", doors: Doors, grace_s: float) -> None:
         await _until_callers_know(world, began)
         doors.close_inbound()
         await _until_idle(world, "in")
+        with trio.move_on_at(began + grace_s):
+            await _until_tunnels_end(world)
         if doors.serves_application:
             with trio.move_on_at(began + grace_s):
                 await _until_application_gone(world)
@@ -69,6 +71,11 @@ def _count(world: "World", side: str) -> int:
 async def _until_idle(world: "World", side: str) -> None:
     while any(down.entry.side == side and down.serving is not None for down in world.downstreams):  # noqa: ASYNC110
         await trio.sleep(POLL_S)  # rare, short and bounded: not worth an event on the data path
+
+
+async def _until_tunnels_end(world: "World") -> None:
+    while world.tunnels:  # noqa: ASYNC110
+        await trio.sleep(POLL_S)
 
 
 async def _until_application_gone(world: "World") -> None:

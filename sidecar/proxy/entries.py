@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .world import World
 
 
+ATTEMPT_MAX = 999  # what a peer reads; more would read as none
+
+
 class Entry:
     """What both sides share."""
 
@@ -55,6 +58,10 @@ class Entry:
 
     def spent(self, serving: "Serving") -> None:
         """The request's retries were spent and it failed."""
+
+    def still_allows(self, serving: "Serving") -> bool:
+        """Whether the tunnel that a request became may go on under the plans of the moment."""
+        return True
 
     def over(self, serving: "Serving", status: int, reason: str) -> None:
         """The request has ended: record it."""
@@ -155,7 +162,7 @@ class Outbound(Entry):
             return None
         if self.fixed is not None:
             service = plans.by_port.get(self.fixed)
-            if not self.keep_host:
+            if not self.keep_host or not serving.host:
                 serving.host = self.fixed_host
         else:
             service = plans.outbound.get(m.host_key)
@@ -202,7 +209,7 @@ class Outbound(Entry):
         m, ex = serving.m, serving.ex
         assert ex is not None and serving.trace is not None
         if up.mesh:
-            attempt = ex.inherited + ex.attempt
+            attempt = min(ex.inherited + ex.attempt, ATTEMPT_MAX)
             left_s = ex.ends - self.world.reactor.now if ex.request_done else ex.total_s
             if left_s == OFF:
                 lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\n" % (serving.trace, attempt)
@@ -248,8 +255,14 @@ class Inbound(Entry):
         plans = world.plans
         port = plans.inbound.get(self.port)
         service = port.http if port is not None else None
+        if not serving.host:
+            serving.host = plans.own.encode()  # HTTP/1.0
         if m.method == b"CONNECT":
             serving.refuse(Outcome.NOT_IMPLEMENTED, "CONNECT is not served")
+            return None
+        if not self.peer and plans.mtls is Mtls.STRICT:  # it came in under another policy
+            serving.down.last = True
+            serving.refuse(Outcome.DENIED)
             return None
         if service is None or m.host_key in plans.foreign_hosts:
             serving.refuse(Outcome.MISDIRECTED)
@@ -289,6 +302,29 @@ class Inbound(Entry):
         self.world.note_denied(plan.service, verdict)
         serving.refuse(Outcome.DENIED)
         return False
+
+    def still_allows(self, serving: "Serving") -> bool:
+        plans, m = self.world.plans, serving.m
+        port = plans.inbound.get(self.port)
+        service = port.http if port is not None else None
+        plain = plans.mtls is not Mtls.STRICT
+        if service is None or not (self.peer or plain):
+            return False
+        try:
+            readings = service.read(m.path)
+        except BadPath:
+            return False
+        targets = {readings.forward, readings.merged + b"?" + readings.query if readings.query else readings.merged}
+        for target in targets:
+            plan = service.table.find(m.method, target, m.headers, self.caller)
+            if plan is None:
+                return False
+            authz = plan.authz
+            if authz is None:
+                continue
+            if not authz.judge(self.peer or None, m.method, readings, m.headers, plain_allowed=plain).allowed:
+                return False
+        return True
 
     def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
         world = self.world

@@ -196,7 +196,7 @@ class Serving:
             if data:
                 self.unsent.append(data)
                 self.unsent_bytes += len(data)
-                if self.unsent_bytes >= UNSENT_BYTES_MAX:
+                if self.unsent_bytes >= UNSENT_BYTES_MAX and not m.done:
                     self.down.pause()  # until connected
             if m.done:
                 ex.request_done = True
@@ -437,8 +437,12 @@ class Serving:
             self._replied(reply)
             return
         ex.plan.filters.reframe_response(m)
-        if self.up is not None:
-            self.up.resume()
+        up = self.up
+        if up is not None:
+            if m.done:
+                self._complete(m, ex, up)
+            else:
+                up.resume()
         self._relay_head(m, ex)
 
     def _relay_head(self, m: Message, ex: Exchange) -> None:
@@ -532,8 +536,14 @@ class Serving:
 
     def upstream_drained(self) -> None:
         """The upstream connection takes more."""
-        if not self.m.done and not self.over and not self.waiting_filter:
+        if not self.m.done and not self.over:
             self.down.resume()
+
+    @property
+    def host_rewritten(self) -> bool:
+        """Whether the route says which host to ask for."""
+        rewrite = self.plan.rewrite if self.plan is not None else None
+        return rewrite is not None and rewrite.host is not None
 
     def upgrade_token(self) -> bytes | None:
         """What the request may upgrade to: only what its route allows."""

@@ -55,6 +55,10 @@ async def serve_outbound(world: "World", sock: Any, plan: TcpPlan, address: str)
         cluster.connections -= 1
         _refuse(world, sock, call, Outcome.CONNECT_FAILED, str(exc))
         return
+    except Exception as exc:  # a bug, or a name that TLS cannot ask for: this connection's end, not ours
+        cluster.connections -= 1
+        _refuse(world, sock, call, Outcome.CONNECT_FAILED, f"{type(exc).__name__}: {exc}")
+        return
     except BaseException:
         cluster.connections -= 1
         sock.close()
@@ -82,6 +86,9 @@ async def serve_inbound(world: "World", sock: Any, plan: TcpPlan, peer: str, add
         dialled = await world.dial(endpoint, TCP, plan.timeouts.connect_s)
     except DialError as exc:
         _refuse(world, sock, call, Outcome.CONNECT_FAILED, f"the application at {endpoint.key}: {exc}")
+        return
+    except Exception as exc:
+        _refuse(world, sock, call, Outcome.CONNECT_FAILED, f"{type(exc).__name__}: {exc}")
         return
     except BaseException:
         sock.close()
@@ -177,6 +184,8 @@ def _still_allowed(world: "World", call: _Call) -> bool:
     """Whether a tunnel may go on under the plans of the moment."""
     port = world.plans.inbound.get(call.plan.port)
     if port is None or port.tcp is None:
+        return False
+    if not call.peer and world.plans.mtls is Mtls.STRICT:
         return False
     authz = port.tcp.authz
     permissive = world.plans.mtls is not Mtls.STRICT

@@ -4,6 +4,7 @@ Must not interpret those bytes. Invariants: a tunnel begins only after a real 10
 bytes received behind either head are delivered first; the request slot is held until the tunnel ends.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.policy.exchange import Exchange
@@ -46,4 +47,4 @@ def begin_tunnel(world: "World", serving: "Serving", m: Message, ex: Exchange, u
         leftover_b=from_up,
     )
     if tunnel.on_done is not None:
-        world.tunnels[tunnel] = None
+        world.tunnels[tunnel] = partial(serving.entry.still_allows, serving)

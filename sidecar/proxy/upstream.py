@@ -54,7 +54,7 @@ class Upstream:
     def __init__(self, pool: "Pool", cluster: Cluster, endpoint: Endpoint) -> None:
         self.pool, self.cluster, self.endpoint = pool, cluster, endpoint
         self.mesh = endpoint.mesh
-        self.host = endpoint.host.encode() if endpoint.tls is Tls.ORIGINATE else b""
+        self.host = _authority(endpoint) if endpoint.tls is Tls.ORIGINATE else b""
         self.codec = Responses(endpoint.mesh)
         self.ch: Channel
         self.serving: Serving | None = None
@@ -70,7 +70,9 @@ class Upstream:
         upgrade = serving.upgrade_token() if m.upgrade is not None else None
         self.codec.expect(m.method, upgrade is not None)
         self.got = False
-        host = self.host or serving.host
+        host = serving.host
+        if self.host and not serving.host_rewritten:
+            host = self.host
         head = encode_request(m, host, serving.entry.request_lines(serving, self, upgrade))
         if m.chunked:
             if body:
@@ -183,6 +185,12 @@ class Upstream:
             self.endpoint.idle.remove(self)
         except ValueError:
             pass
+
+
+def _authority(endpoint: Endpoint) -> bytes:
+    """What Host says to an ordinary TLS server (RFC 9110, section 7.2)."""
+    key = endpoint.key.encode()  # has an IPv6 address's brackets
+    return key.removesuffix(b":443") if endpoint.port == 443 else key
 
 
 class _Dials:

@@ -203,7 +203,8 @@ class World:
         """Close idle connections that have aged, for ever."""
         while True:
             await trio.sleep(1.0)
-            self.reactor.call(self.pool.sweep, list(self.state), self.clock())
+            outside = [plan.cluster for plan in self.passthrough.values()]
+            self.reactor.call(self.pool.sweep, [*self.state, *outside], self.clock())
 
     # -- hosts that are not of the mesh
 
@@ -214,6 +215,11 @@ class World:
         if m.form.value != "absolute" or self.strict or not outside or m.host is None:
             known = ", ".join(self.plans.service_names()[:WORDS_MAX])
             serving.refuse(Outcome.NO_ROUTE, f'no service is called "{name}"; known: {known}')
+            return None
+        if m.target[:6].lower() == b"https:":
+            serving.refuse(
+                Outcome.NOT_IMPLEMENTED, "https is not passed through; leave https_proxy unset, or see no_proxy"
+            )
             return None
         _, colon, port = m.host.rpartition(b":")
         number = int(port) if colon and port.isdigit() else 80
@@ -237,8 +243,9 @@ class World:
             self.passthrough[key] = plan
             if len(self.passthrough) > PASSTHROUGH_MAX:
                 _, old = self.passthrough.popitem(last=False)
-                for endpoint in old.cluster.endpoints.values():
-                    self.pool.close_idle(endpoint)
+                gone = list(old.cluster.endpoints.values())
+                old.cluster.endpoints = {}  # what is still being made for it is not kept
+                self.pool.retire(gone)
         else:
             self.passthrough.move_to_end(key)
         return plan
@@ -307,7 +314,8 @@ class World:
         endpoint = serving.endpoint
         where = endpoint.key if endpoint is not None else "?"
         service = serving.plan.service if serving.plan is not None else "?"
-        self.note(f"connect {where}", f"connect_failed: {service} at {where}: {detail}")
+        kind = service if service == "passthrough" else where
+        self.note(f"connect {kind}", f"connect_failed: {service} at {where}: {detail}")
 
     def note_bad_response(self, serving: "Serving", exc: ProtocolError) -> None:
         endpoint = serving.endpoint

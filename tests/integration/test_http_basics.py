@@ -249,7 +249,9 @@ def test_the_first_bytes_of_a_response_do_not_wait_for_the_rest(pair: Pair) -> N
 
     def script(conn: Conn) -> None:
         conn.take()
-        conn.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        conn.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+        )
         assert seen.wait(10)
         conn.send(b"3\r\ntwo\r\n0\r\n\r\n")
 
@@ -267,7 +269,7 @@ def test_statuses_without_content(pair: Pair, status: int) -> None:
     def script(conn: Conn) -> None:
         while True:
             conn.take()
-            conn.send(f"HTTP/1.1 {status} X\r\nETag: \"a\"\r\n\r\n".encode())
+            conn.send(f'HTTP/1.1 {status} X\r\nETag: "a"\r\n\r\n'.encode())
 
     pair.app.script = script
     with pair.client() as client:
@@ -300,7 +302,9 @@ def test_head_has_no_body_and_says_what_the_application_said(pair: Pair, framing
 def test_reason_phrases_and_odd_but_legal_headers_pass(pair: Pair) -> None:
     def script(conn: Conn) -> None:
         conn.take()
-        conn.send(b"HTTP/1.1 299 Half\xe9 way\r\nContent-Length: 0\r\nX-Empty:\r\nX-A: 1\r\nX-A: 2\r\nX-L: \xff\r\n\r\n")
+        conn.send(
+            b"HTTP/1.1 299 Half\xe9 way\r\nContent-Length: 0\r\nX-Empty:\r\nX-A: 1\r\nX-A: 2\r\nX-L: \xff\r\n\r\n"
+        )
 
     pair.app.script = script
     with pair.client() as client:
@@ -470,7 +474,9 @@ def test_pipelined_posts_and_gets_keep_their_bodies_apart(pair: Pair) -> None:
     assert [(each["target"], each["body"]) for each in seen] == [("/1", "abc"), ("/2", ""), ("/3", "de"), ("/4", "")]
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+)
 def test_a_request_that_comes_while_the_one_before_is_served_disturbs_nothing(pair: Pair, framing: str) -> None:
     import threading
 
@@ -590,7 +596,9 @@ UPGRADE = {
     "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
     "sec-websocket-version": "13",
 }
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s\r\n\r\n"
+SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s\r\n\r\n"
+)
 
 
 def test_a_websocket_becomes_a_tunnel_with_the_bytes_right_behind_both_heads(pair: Pair) -> None:
@@ -633,7 +641,11 @@ def test_an_upgrade_that_the_route_does_not_allow_is_not_passed_on(pair: Pair) -
 @pytest.mark.parametrize("token", ["h2c", "websocket2", "websocket, h2c", "TLS/1.0"])
 def test_other_upgrades_are_not_passed_on_even_there(pair: Pair, token: str) -> None:
     with pair.client() as client:
-        headers = {"connection": "Upgrade, HTTP2-Settings", "upgrade": token, "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+        headers = {
+            "connection": "Upgrade, HTTP2-Settings",
+            "upgrade": token,
+            "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA",
+        }
         response = client.get("/socket", headers=headers)
         assert response.status == 200
         seen = dict(response.json["headers"])

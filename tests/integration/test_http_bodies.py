@@ -320,7 +320,9 @@ def test_an_answer_of_one_byte_at_a_time_arrives_whole(pair: Pair) -> None:
 
 def test_a_request_of_one_byte_at_a_time_arrives_whole(pair: Pair) -> None:
     with pair.client() as client:
-        for byte in b"POST /x HTTP/1.1\r\nHost: reviews\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: 1\r\n\r\n":
+        for (
+            byte
+        ) in b"POST /x HTTP/1.1\r\nHost: reviews\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: 1\r\n\r\n":
             client.send(bytes([byte]))
         seen = client.response("POST").json
     assert (seen["body"], seen["trailers"]) == ("abc", [["x", "1"]])

@@ -96,7 +96,9 @@ def test_tls_1_2_is_refused(pair: Pair) -> None:
         context.wrap_socket(sock, server_hostname="http.reviews.mesh")
 
 
-@pytest.mark.parametrize("name", ["http.admin.mesh", "other.reviews.mesh", "reviews.mesh", "reviews", "http.reviews", ""])
+@pytest.mark.parametrize(
+    "name", ["http.admin.mesh", "other.reviews.mesh", "reviews.mesh", "reviews", "http.reviews", ""]
+)
 def test_another_server_name_is_refused(pair: Pair, name: str) -> None:
     """With two ports even no name at all means none of them."""
     with pytest.raises(OSError):

@@ -150,7 +150,11 @@ def test_idempotent_methods_are_retried(mesh: Mesh, web: Sidecar, method: str) -
         while True:
             request = conn.take()
             first = len(app.requests) == 1
-            head = b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n" if first else b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n"
+            head = (
+                b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"
+                if first
+                else b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n"
+            )
             assert request.method == method.encode()
             conn.send(head)
 
@@ -189,9 +193,7 @@ def test_a_megabyte_that_met_a_connect_error_before_a_byte_left_is_sent_elsewher
 
 def test_a_retry_goes_to_an_endpoint_that_was_not_tried(mesh: Mesh, web: Sidecar) -> None:
     bad, good = mesh.backend(statuses(*[503] * 50)), mesh.backend()
-    service = Service(
-        web, bad, good, retry=retry(1, 503), circuit_breaker={"consecutive_failures": 1000}
-    )
+    service = Service(web, bad, good, retry=retry(1, 503), circuit_breaker={"consecutive_failures": 1000})
     assert {service.get().status for _ in range(20)} == {200}
     assert len(good.requests) == 20
 
@@ -213,7 +215,9 @@ def test_a_timeout_of_the_try_is_retried_where_listed(mesh: Mesh, web: Sidecar) 
 
 def test_the_back_off_lies_between_the_attempts(mesh: Mesh, web: Sidecar) -> None:
     app = mesh.backend(statuses(*[503] * 8))
-    service = Service(web, app, retry={**retry(8, 503), "base": "40ms", "max": "40ms"}, circuit_breaker={"consecutive_failures": 99})
+    service = Service(
+        web, app, retry={**retry(8, 503), "base": "40ms", "max": "40ms"}, circuit_breaker={"consecutive_failures": 99}
+    )
     service.get()
     times = [request.time for request in app.requests]
     gaps = [after - before for before, after in itertools.pairwise(times)]
@@ -223,9 +227,7 @@ def test_the_back_off_lies_between_the_attempts(mesh: Mesh, web: Sidecar) -> Non
 
 
 @pytest.mark.parametrize(("asked", "answer", "least_s"), [("1", 200, 1.0), ("60", 503, 0.0), ("nonsense", 200, 0.0)])
-def test_retry_after_is_obeyed_within_bounds(
-    mesh: Mesh, web: Sidecar, asked: str, answer: int, least_s: float
-) -> None:
+def test_retry_after_is_obeyed_within_bounds(mesh: Mesh, web: Sidecar, asked: str, answer: int, least_s: float) -> None:
     def script(conn: Conn) -> None:
         conn.take()
         conn.reply(503, b"", [("Retry-After", asked)])
@@ -499,7 +501,9 @@ class Chain:
         self.last_app.clear()
         self.middle_app.clear()
         with self.web.client() as client:
-            return client.get("/", host="middle", headers={name.replace("_", "-"): text for name, text in headers.items()})
+            return client.get(
+                "/", host="middle", headers={name.replace("_", "-"): text for name, text in headers.items()}
+            )
 
 
 def test_a_trace_is_made_where_it_is_missing_and_kept_where_it_is_not(chain: Chain) -> None:

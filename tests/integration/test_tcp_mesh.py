@@ -22,9 +22,7 @@ class Line:
         self.mesh = mesh
         self.app = mesh.backend(lambda conn: None)
         self.other_app = mesh.backend()
-        self.ports = {
-            name: free_port() for name in ("raw", "short", "tight", "gone", "closed")
-        }
+        self.ports = {name: free_port() for name in ("raw", "short", "tight", "gone", "closed")}
         tcp = {"ports": {"raw": {"port": 7000, "protocol": "tcp"}}}
         self.raw = {**tcp, "authz": {"allow": [{"from": ["web"]}]}}
         self.reviews = mesh.sidecar("raw", {"web": {}, "admin": {}, "raw": self.raw}, app=self.app, outbound=False)
@@ -434,4 +432,3 @@ def test_redis_publishes_to_a_client_that_only_listens(redis: int) -> None:
         until(lambda: b":1\r\n" in listener.reader.until(b":1\r\n"))
         assert cli(redis, "publish", "news", "flash").strip() == "1"
         assert b"flash\r\n" in listener.reader.until(b"flash\r\n")
-

@@ -744,7 +744,12 @@ class Pair:
         service = {"ports": {"http": {"port": 80}}, **(reviews or {})}
         others = dict(services or {})
         self.reviews = mesh.sidecar(
-            "reviews", {"web": {}, "reviews": service, **others}, app=self.app, outbound=False, options=options, **levels
+            "reviews",
+            {"web": {}, "reviews": service, **others},
+            app=self.app,
+            outbound=False,
+            options=options,
+            **levels,
         )
         caller = {"web": {"calls": dict(calls or {})}, "reviews": {**service, "address": [self.reviews.inbound]}}
         self.web = mesh.sidecar("web", {**caller, **others}, inbound=False, options=options, **levels)
