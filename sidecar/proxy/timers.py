@@ -70,7 +70,7 @@ class Timers:
         heapq.heappush(self.heap, (due, next(_ids), timer))
         if self.dead * 2 > len(self.heap):
             self._compact()
-        if self.scope is not None and self.heap[0][2] is timer:
+        if self.scope is not None and due <= self.heap[0][0]:  # not "is it this timer's": that may be a dead entry
             self.scope.deadline = trio.current_time() + due - self.clock()
 
     def buried(self) -> None:

@@ -146,9 +146,10 @@ def test_responses_are_held_to_the_same(pair: Pair, case: Case) -> None:
             assert client.response().status == 502  # nobody asked for it
             return
         if case.want.get("done") is False and case.eof is not True:
-            with pytest.raises((Closed, OSError)):
-                client.response(case.method.decode())
-                raise Closed("an answer of the sidecar's own is all right too")
+            try:
+                assert client.response(case.method.decode()).status == 502
+            except (Closed, OSError):
+                pass  # begun, and cut
             return
         response = client.response(case.method.decode())
         assert response.status == status

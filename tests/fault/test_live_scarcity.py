@@ -126,9 +126,7 @@ def test_a_key_of_another_certificate(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("name", ["cert.pem", "key.pem", "bundle.pem"])
-@pytest.mark.parametrize(
-    "content", [None, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-)
+@pytest.mark.parametrize("content", [None, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_a_file_of_the_identity_that_is_missing_or_nonsense(mesh: Mesh, name: str, content: bytes | None) -> None:
     identity = mesh.pki.identity(mesh.path, "web")
     (identity / name).unlink()

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -170,7 +170,7 @@ def test_an_identity_that_cannot_be_used_changes_nothing_and_is_said(pair: Pair)
     fingerprint = sidecar.admin("/config")["identity"]["fingerprint"]
     other = pki.leaf("admin")
     mine, second = pki.leaf("reviews"), pki.leaf("reviews")
-    cases = [
+    cases: list[tuple[Callable[[], object], str]] = [
         (lambda: write_identity(sidecar.identity, other.chain, other.key, pki.bundle), "refused"),  # type: ignore[arg-type]
         (lambda: (sidecar.identity / "cert.pem").write_text("nonsense"), "cert.pem"),
         (lambda: write_identity(sidecar.identity, mine.chain, second.key, pki.bundle), "key"),  # type: ignore[arg-type]

@@ -131,11 +131,16 @@ def test_the_server_may_shut_its_side_with_data_still_coming(line: Line) -> None
         until(lambda: got == 8 * MIB, f"{got} bytes")
 
 
+def send_and_shut(client: Client, data: bytes) -> None:
+    client.send(data)
+    client.shut()
+
+
 def test_both_directions_at_once_and_both_ends(line: Line) -> None:
     size = 16 * MIB
 
     def script(conn: Conn) -> None:
-        sender = threading.Thread(target=lambda: (conn.send(b"b" * size), conn.shut()))
+        sender = threading.Thread(target=send_and_shut, args=(conn, b"b" * size))
         sender.start()
         total = 0
         while data := conn.sock.recv(262144):
@@ -145,7 +150,7 @@ def test_both_directions_at_once_and_both_ends(line: Line) -> None:
 
     line.app.script = script
     with line.connect() as client:
-        sender = threading.Thread(target=lambda: (client.send(b"a" * size), client.shut()))
+        sender = threading.Thread(target=send_and_shut, args=(client, b"a" * size))
         sender.start()
         assert len(client.reader.rest()) == size
         sender.join()

@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
+
 from support.pki import Pki
 
 WAIT_S = 15.0
@@ -296,7 +297,8 @@ def connect(address: str | Address, **options: Any) -> Client:
     return Client(dial(address, **options))
 
 
-def dial(address: str | Address, receive_bytes: int | None = None) -> socket.socket:
+def dial(address: str | Address, receive_bytes: int | None = None, source: str | None = None) -> socket.socket:
+    """A connected socket; `source` is the address that it comes from."""
     if isinstance(address, str):
         host, _, port = address.rpartition(":")
         address = (host, int(port))
@@ -304,6 +306,8 @@ def dial(address: str | Address, receive_bytes: int | None = None) -> socket.soc
     try:
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        if source is not None:
+            sock.bind((source, 0))
         sock.settimeout(WAIT_S)
         sock.connect(address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -489,11 +493,12 @@ class Sidecar:
         alpn: str | None = "http/1.1",
         fault: str | None = None,
         sni: str | None = None,
+        source: str | None = None,
     ) -> ssl.SSLSocket:
         """A mutual-TLS connection to the inbound side, whatever the caller is. Raises OSError where refused."""
         context = self.mesh.client_context(caller, fault, alpn)
         name = sni if sni is not None else f"{port}.{service or self.name}.mesh"
-        sock = dial(self.inbound)
+        sock = dial(self.inbound, source=source)
         try:
             return context.wrap_socket(sock, server_hostname=name or None, suppress_ragged_eofs=False)
         except BaseException:
@@ -658,7 +663,7 @@ class Mesh:
         policy: Path,
         identity: Path,
         *options: str,
-        app: "Backend | str | Mapping[str, Backend] | None" = None,
+        app: "Backend | str | Mapping[str, Backend | str] | None" = None,
         inbound: str = "127.0.0.1:0",
         outbound: str = "127.0.0.1:0",
         admin: str = "127.0.0.1:0",
@@ -675,7 +680,7 @@ class Mesh:
         service: str,
         services: Mapping[str, Any],
         *,
-        app: "Backend | str | Mapping[str, Backend] | None" = None,
+        app: "Backend | str | Mapping[str, Backend | str] | None" = None,
         inbound: bool = True,
         outbound: bool = True,
         options: Sequence[str] = (),
@@ -736,6 +741,7 @@ class Pair:
         *,
         script: Script = echo,
         calls: Mapping[str, Any] | None = None,
+        apps: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         **levels: Any,
     ) -> None:
@@ -743,10 +749,11 @@ class Pair:
         self.app = mesh.backend(script)
         service = {"ports": {"http": {"port": 80}}, **(reviews or {})}
         others = dict(services or {})
+        all_apps: dict[str, Backend | str] = {"": self.app, **(apps or {})}
         self.reviews = mesh.sidecar(
             "reviews",
             {"web": {}, "reviews": service, **others},
-            app=self.app,
+            app=all_apps,
             outbound=False,
             options=options,
             **levels,

@@ -186,3 +186,25 @@ async def test_the_task_sleeps_until_the_nearest_and_wakes_for_an_earlier_one(au
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert fired == [("quick", 5.0), ("moved", 30.0), ("slow", 50.0)]
+
+
+async def test_a_dead_entry_at_the_top_does_not_put_off_the_next_deadline(autojump_clock: trio.testing.MockClock):
+    """A timer that fired early leaves its old entry behind; setting it far ahead must not move the task's wake-up past
+    another timer's time."""
+    fired: list[tuple[str, float]] = []
+    async with trio.open_nursery() as nursery:
+        timers = Timers(trio.current_time, call)
+        nursery.start_soon(timers.run)
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        first = Timer(timers, lambda: fired.append(("first", trio.current_time() - start)))
+        second = Timer(timers, lambda: fired.append(("second", trio.current_time() - start)))
+        first.set(start + 4.4)
+        second.set(start + 4.5)
+        first.set(start + 1.0)
+        await trio.sleep(2.0)
+        first.set(start + 300.0)
+        await trio.sleep(10.0)
+        nursery.cancel_scope.cancel()
+    assert [name for name, _ in fired] == ["first", "second"]
+    assert [round(at, 6) for _, at in fired] == [1.0, 4.5]
