@@ -118,14 +118,17 @@ class App:
             log.info("policy %s is in force", self.revision)
         else:
             self.world.meters.reloads_failed.inc()
-            log.error("the new policy is refused, the old one (%s) serves on:\n%s", self.revision or "none", problem)
+            log.error("the new policy is refused, the old one (%s) serves on:", self.revision or "none")
+            for line in problem.splitlines():  # a record each: within one, line breaks are escaped
+                log.error("  %s", line)
 
     async def _apply(self, loaded: Loaded) -> str | None:
         if loaded.problems:
             text = render(loaded.problems, loaded.texts)
             if loaded.snapshot is None:
                 return text
-            log.warning("policy: %s", text)
+            for line in text.splitlines():
+                log.warning("  %s", line)
         assert loaded.snapshot is not None
         try:
             listeners = self.entrance.prepare(loaded.snapshot)

@@ -35,14 +35,13 @@ async def drain(world: "World", doors: Doors, grace_s: float) -> None:
     with trio.move_on_at(began + TOTAL_S):
         await _until_callers_know(world, began)
         doors.close_inbound()
-        await _until_idle(world, "in")
+        await _until_gone(world, "in")
         with trio.move_on_at(began + grace_s):
             await _until_tunnels_end(world)
         if doors.serves_application:
             with trio.move_on_at(began + grace_s):
                 await _until_application_gone(world)
-        world.reactor.call(_tell, world, "out")
-        await _until_idle(world, "out")
+        await _until_gone(world, "out")
     doors.close()
 
 
@@ -68,8 +67,10 @@ def _count(world: "World", side: str) -> int:
     return sum(down.entry.side == side for down in world.downstreams)
 
 
-async def _until_idle(world: "World", side: str) -> None:
-    while any(down.entry.side == side and down.serving is not None for down in world.downstreams):  # noqa: ASYNC110
+async def _until_gone(world: "World", side: str) -> None:
+    """Also the connections on which nothing is under way: a request may have been sent a moment ago."""
+    while _count(world, side):
+        world.reactor.call(_tell, world, side)
         await trio.sleep(POLL_S)  # rare, short and bounded: not worth an event on the data path
 
 

@@ -130,6 +130,22 @@ def test_a_proxied_request_that_leads_back_to_the_sidecar_does_not_loop(pair: Pa
     assert response.status == 404
 
 
+def test_https_is_not_passed_through_in_clear_text(pair: Pair) -> None:
+    outside = pair.mesh.backend()
+    with pair.client() as client:
+        assert client.get(f"https://{outside}/x", host="whatever").status >= 400
+    assert outside.count == 0
+
+
+def test_methods_that_a_caller_makes_up_do_not_fill_the_metrics(pair: Pair) -> None:
+    with pair.client() as client:
+        for number in range(300):
+            client.request(f"M{number}", "/")
+            assert client.response().status == 200
+    for sidecar in (pair.web, pair.reviews):
+        assert sidecar.admin("/metrics").count("\n") < 1000
+
+
 @pytest.mark.parametrize("target", ["reviews:80", "reviews.mesh:443", "example.com:443", "127.0.0.1:1"])
 def test_connect_is_refused_and_opens_no_tunnel(pair: Pair, target: str) -> None:
     with pair.client() as client:
@@ -656,6 +672,28 @@ def test_an_application_that_does_not_upgrade_is_answered_as_usual(pair: Pair) -
     with pair.client() as client:
         assert client.get("/socket", headers=UPGRADE).status == 200
         assert client.get("/socket/2").status == 200
+
+
+def test_what_follows_an_upgrade_is_http_only_if_it_was_declined(pair: Pair) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items())
+    data = f"POST /socket HTTP/1.1\r\nhost: reviews\r\n{lines}content-length: 3\r\n\r\nabc".encode()
+    behind = b"GET /2 HTTP/1.1\r\nhost: reviews\r\n\r\nGET /3 HTTP/1.1\r\nhost: rev"
+    with pair.client() as client:
+        client.send(data + behind)
+        assert [client.response().json["target"], client.response().json["target"]] == ["/socket", "/2"]
+        client.send(b"iews\r\n\r\n")
+        assert client.response().json["target"] == "/3"
+
+    def script(conn: Conn) -> None:
+        assert conn.take().body == b"abc"
+        conn.send(SWITCH)
+        conn.send(conn.reader.exactly(len(behind)))
+
+    pair.fresh(script)
+    with pair.client() as client:
+        client.send(data + behind)
+        assert client.response().status == 101
+        assert client.reader.exactly(len(behind)) == behind
 
 
 def test_a_101_that_nobody_asked_for_opens_no_tunnel(pair: Pair) -> None:
