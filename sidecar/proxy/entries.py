@@ -267,6 +267,8 @@ class Inbound(Entry):
         if service is None or m.host_key in plans.foreign_hosts:
             serving.refuse(Outcome.MISDIRECTED)
             return None
+        if m.upgrade is not None:
+            serving.asked = (m.path, list(m.headers))  # filters may change them; it is judged again by these
         if service.read is opaque:
             plan = service.table.find(m.method, m.path, m.headers, self.caller)
             if plan is None:
@@ -305,24 +307,25 @@ class Inbound(Entry):
 
     def still_allows(self, serving: "Serving") -> bool:
         plans, m = self.world.plans, serving.m
+        path, headers = serving.asked
         port = plans.inbound.get(self.port)
         service = port.http if port is not None else None
         plain = plans.mtls is not Mtls.STRICT
         if service is None or not (self.peer or plain):
             return False
         try:
-            readings = service.read(m.path)
+            readings = service.read(path)
         except BadPath:
             return False
         targets = {readings.forward, readings.merged + b"?" + readings.query if readings.query else readings.merged}
         for target in targets:
-            plan = service.table.find(m.method, target, m.headers, self.caller)
+            plan = service.table.find(m.method, target, headers, self.caller)
             if plan is None:
                 return False
             authz = plan.authz
             if authz is None:
                 continue
-            if not authz.judge(self.peer or None, m.method, readings, m.headers, plain_allowed=plain).allowed:
+            if not authz.judge(self.peer or None, m.method, readings, headers, plain_allowed=plain).allowed:
                 return False
         return True
 

@@ -32,6 +32,7 @@ class Serving:
     """One request. `m` is the request's message; `plan` is None until a route has been found."""
 
     __slots__ = (
+        "asked",
         "attempt_in",
         "body_ends",
         "caller_rule",
@@ -88,6 +89,7 @@ class Serving:
         self.reason = ""
         self.caller_rule: str = ""
         self.set_cookie = b""
+        self.asked: tuple[bytes, list[tuple[bytes, bytes]]] = (b"", [])  # path and headers as they were judged
         self.host = m.host or b""
         self.trace = m.traceparent
 

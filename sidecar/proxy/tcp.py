@@ -129,7 +129,8 @@ async def _reach(world: "World", plan: TcpPlan, call: _Call) -> tuple[Endpoint, 
             endpoint.failures += 1
             breaker.failure(generation, now, world.rnd)
             failure = DialError(f"{plan.name} at {endpoint.key}: {exc}")
-            world.note(f"connect {endpoint.key}", f"connect_failed: {failure}")
+            kind = plan.name if plan.name == "passthrough" else endpoint.key
+            world.note(f"connect {kind}", f"connect_failed: {failure}")
             if attempt == retry.max_retries or not cluster.budget.withdraw(now):
                 raise failure from exc
             cluster.retries += 1

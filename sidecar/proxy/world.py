@@ -320,7 +320,9 @@ class World:
     def note_bad_response(self, serving: "Serving", exc: ProtocolError) -> None:
         endpoint = serving.endpoint
         where = endpoint.key if endpoint is not None else "?"
-        self.note(f"response {where}", f"bad_response: from {where}: {exc.detail}")
+        plan = serving.plan
+        kind = plan.service if plan is not None and plan.service == "passthrough" else where
+        self.note(f"response {kind}", f"bad_response: from {where}: {exc.detail}")
 
     def note_malformed(self, down: "Downstream", outcome: Outcome, detail: str) -> None:
         self.unrouted[down.entry.side].record(b"", outcome.status, outcome.reason, 0.0)
