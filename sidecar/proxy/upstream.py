@@ -17,7 +17,7 @@ from sidecar.model.snapshot import Tls
 from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import Exchange
-from sidecar.policy.outcome import Failure
+from sidecar.policy.outcome import Failure, Outcome
 from sidecar.telemetry.catalogue import SideMeters
 from sidecar.wire.http1 import Message, ProtocolError, Responses, chunk, encode_request, last_chunk
 
@@ -196,14 +196,15 @@ def _authority(endpoint: Endpoint) -> bytes:
 class _Dials:
     """The connections being made to one endpoint, and the requests that wait for one, oldest first.
 
-    Whichever connection is there first, new or given back, serves the oldest request; a connection that nobody waits
-    for any more becomes a spare, or is not made at all."""
+    Whichever connection is there first, new or given back, serves the oldest request. At most DIALS_MAX are made at a
+    time; the others are `queued`, which costs nothing if a connection that is given back comes first. One that is made
+    when nobody waits for it any more becomes a spare, so the pool grows to what is used at a time, and stays there."""
 
-    __slots__ = ("slots", "stale", "under_way", "wanting")
+    __slots__ = ("queued", "stale", "under_way", "wanting")
 
     def __init__(self) -> None:
-        self.slots = trio.CapacityLimiter(DIALS_MAX)
-        self.under_way = 0
+        self.under_way = 0  # the queued ones included
+        self.queued: deque[tuple[Serving, float]] = deque()
         self.stale = False  # what is being made was begun under other terms
         self.wanting: deque[Serving] = deque()
 
@@ -265,6 +266,7 @@ class Pool:
         endpoint = serving.endpoint
         if endpoint is not None and endpoint.dials is not None and serving in endpoint.dials.wanting:
             endpoint.dials.wanting.remove(serving)
+            self._unqueue(endpoint.dials, ex.cluster)
 
     def closed(self, up: Upstream) -> None:
         self._meters(up.cluster).connections_up.value -= 1
@@ -314,6 +316,7 @@ class Pool:
             for serving in dials.wanting:
                 if not up.used or serving.ex is None or not serving.ex.fresh:
                     dials.wanting.remove(serving)
+                    self._unqueue(dials, cluster)
                     return serving
         waiters = cluster.waiters
         if waiters and waiters[0].ex.endpoint is endpoint and not (up.used and waiters[0].ex.fresh):
@@ -362,19 +365,30 @@ class Pool:
         cluster.connections += 1
         dials.under_way += 1
         dials.wanting.append(serving)
-        self.world.errand(self._connect, cluster, endpoint, dials, serving, ex.plan.timeouts.connect_s)
+        timeout_s = ex.plan.timeouts.connect_s
+        if dials.under_way - len(dials.queued) > DIALS_MAX:
+            dials.queued.append((serving, timeout_s))
+        else:
+            self.world.errand(self._connect, cluster, endpoint, dials, serving, timeout_s)
+
+    def _unqueue(self, dials: _Dials, cluster: Cluster) -> None:
+        """A request waits no more: one connection less is wanted."""
+        if dials.queued:
+            dials.queued.pop()
+            dials.under_way -= 1
+            self._gone(cluster)
 
     async def _connect(
         self, cluster: Cluster, endpoint: Endpoint, dials: _Dials, serving: "Serving", timeout_s: float
     ) -> None:
         world = self.world
+        ex = serving.ex
+        if ex is not None and ex.outcome is Outcome.CALLER_GONE and dials.under_way > len(dials.wanting):
+            world.reactor.call(self._not_made, cluster, endpoint, dials)
+            return
         try:
             with trio.fail_after(timeout_s):
-                async with dials.slots:
-                    if dials.under_way > len(dials.wanting):
-                        world.reactor.call(self._not_made, cluster, endpoint, dials)
-                        return
-                    dialled = await world.dial(endpoint, HTTP1, timeout_s)
+                dialled = await world.dial(endpoint, HTTP1, timeout_s)
         except (DialError, trio.TooSlowError) as exc:
             detail = str(exc) or f"no connection within {timeout_s:g} s"
             world.reactor.call(self._failed, cluster, endpoint, dials, serving, detail)
@@ -390,13 +404,16 @@ class Pool:
         up.ch = Channel(world.reactor, dialled.sock, up, watch_hangup=False, peer=dialled.peer)
         world.reactor.call(self._made, up, dials)
 
-    def _done(self, endpoint: Endpoint, dials: _Dials) -> None:
+    def _done(self, cluster: Cluster, endpoint: Endpoint, dials: _Dials) -> None:
         dials.under_way -= 1
+        if dials.queued:
+            serving, timeout_s = dials.queued.popleft()
+            self.world.errand(self._connect, cluster, endpoint, dials, serving, timeout_s)
         if not dials.under_way and not dials.wanting:
             endpoint.dials = None
 
     def _not_made(self, cluster: Cluster, endpoint: Endpoint, dials: _Dials) -> None:
-        self._done(endpoint, dials)
+        self._done(cluster, endpoint, dials)
         self._gone(cluster)
 
     def _failed(self, cluster: Cluster, endpoint: Endpoint, dials: _Dials, serving: "Serving", detail: str) -> None:
@@ -407,10 +424,19 @@ class Pool:
             victim: Serving | None = serving
         else:
             victim = dials.wanting.popleft() if len(dials.wanting) >= dials.under_way else None
-        self._done(endpoint, dials)
+        # The queued ones would find the same: a share of them is told now, so that all are within one more time-out.
+        victims = [victim] if victim is not None else []
+        for _ in range(len(dials.queued) // DIALS_MAX):
+            other, _timeout_s = dials.queued.popleft()
+            dials.under_way -= 1
+            self._gone(cluster)
+            if other in dials.wanting:
+                dials.wanting.remove(other)
+                victims.append(other)
+        self._done(cluster, endpoint, dials)
         self._gone(cluster)
-        if victim is not None:
-            victim.connect_failed(detail)
+        for each in victims:
+            each.connect_failed(detail)
 
     def _made(self, up: Upstream, dials: _Dials) -> None:
         meters = self._meters(up.cluster)
@@ -421,7 +447,7 @@ class Pool:
         up.stale = dials.stale or not up.cluster.holds(up.endpoint)
         wanting = dials.wanting
         serving = wanting.popleft() if wanting else None
-        self._done(up.endpoint, dials)
+        self._done(up.cluster, up.endpoint, dials)
         if serving is not None:
             serving.connected(up)
         elif up.stale:
