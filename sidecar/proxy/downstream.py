@@ -74,7 +74,7 @@ class Downstream:
         self.born = self.heard = self.world.reactor.now
         self.ch = Channel(self.world.reactor, sock, self, watch_hangup=True, peer=self.peer)
         self.ch.half_close = not self.ch.tls
-        self.timer.set(self.world.reactor.now + (HEAD_TIMEOUT_S if self.entry.expects_head else KEEP_ALIVE_S))
+        self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
 
     # -- from the channel
 

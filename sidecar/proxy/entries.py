@@ -30,7 +30,6 @@ class Entry:
     """What both sides share."""
 
     side = ""
-    expects_head = False
 
     @property
     def caller_service(self) -> str:

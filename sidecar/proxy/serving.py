@@ -33,7 +33,6 @@ class Serving:
 
     __slots__ = (
         "asked",
-        "attempt_in",
         "body_ends",
         "caller_rule",
         "connecting",
@@ -82,7 +81,7 @@ class Serving:
         self.filter_scope: Any = None  # of the task that runs an asynchronous filter
         self.unsent: list[bytes] = []  # body bytes that wait for a connection
         self.replay: ReplayBuffer | None = None  # body bytes that were sent and may be sent again
-        self.unsent_bytes = self.received_bytes = self.sent_bytes = self.attempt_in = 0
+        self.unsent_bytes = self.received_bytes = self.sent_bytes = 0
         self.connecting = self.continued = self.over = self.waiting_filter = False
         self.remembered: Any = None
         self.body_ends = 0.0  # 0: the body under way has not begun
