@@ -10,7 +10,7 @@ RUN := $(VENV)/.run-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 BENCH := $(VENV)/.bench-$(VERSION)
 
-.PHONY: demo test test-full lint bench clean
+.PHONY: demo test test-full lint bench bench-control clean
 .DELETE_ON_ERROR:
 
 demo: $(RUN)
@@ -32,6 +32,10 @@ lint: $(DEV)
 # make bench ARGS="--quick", or any other options of `python -m tests.bench --help`.
 bench: $(BENCH)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# The control plane with a swarm of sidecars: make bench-control ARGS="--quick".
+bench-control: $(DEV)
+	$(BIN)/python -m tests.bench.control $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

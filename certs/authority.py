@@ -25,7 +25,7 @@ from .svid import SvidError, check_public_key, validity_of
 ROOT_TTL = timedelta(days=3650)
 ISSUING_TTL = timedelta(days=730)
 LEAF_TTL = timedelta(hours=24)
-LEAF_TTL_MIN = timedelta(minutes=1)
+LEAF_TTL_MIN = timedelta(seconds=5)
 CLOCK_SKEW = timedelta(minutes=2)  # how far a peer's clock may be behind
 CSR_BYTES_MAX = 16 * 1024
 

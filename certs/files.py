@@ -81,9 +81,13 @@ class IdentityFiles:
         `ssl` loads keys from paths only. They go through an anonymous file in memory, so that what was checked is what
         is used, whatever has happened on disk since, and the key is written nowhere.
         """
+        self.load_chain_into(context)
+        context.load_verify_locations(cadata=self.bundle_pem.decode("ascii"))
+
+    def load_chain_into(self, context: ssl.SSLContext) -> None:
+        """The certificate and key alone."""
         with _memory_file(self.key_pem + self.cert_pem) as path:
             context.load_cert_chain(path)
-        context.load_verify_locations(cadata=self.bundle_pem.decode("ascii"))
 
 
 @contextmanager
@@ -127,19 +131,30 @@ def _sync_directory(path: Path) -> None:
 
 def write_ca(directory: Path, root: Authority, issuing: Authority) -> None:
     """A new CA directory, whole or not at all. An existing one is never touched: FileExistsError."""
+    _write_authority(directory, root.certificate, root.key, issuing, certificate_pem([root.certificate]))
+
+
+def write_issuing(directory: Path, root: x509.Certificate, issuing: Authority, bundle: TrustBundle) -> None:
+    """The same for an issuing authority whose root's key stays elsewhere, with the bundle that holds that root."""
+    _write_authority(directory, root, None, issuing, bundle.pem)
+
+
+def _write_authority(
+    directory: Path, root: x509.Certificate, root_key: PrivateKey | None, issuing: Authority, bundle_pem: bytes
+) -> None:
     if directory.is_symlink() or (directory.exists() and (not directory.is_dir() or any(directory.iterdir()))):
         raise FileExistsError(f"{directory} is already there")
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}")
     draft.mkdir(mode=0o700)
     try:
-        root_pem = certificate_pem([root.certificate])
-        write_atomic(draft / TRUST_DOMAIN, f"{root.trust_domain}\n".encode(), 0o644)
-        write_atomic(draft / ROOT_KEY, key_pem(root.key), 0o600)
-        write_atomic(draft / ROOT_CERT, root_pem, 0o644)
+        write_atomic(draft / TRUST_DOMAIN, f"{issuing.trust_domain}\n".encode(), 0o644)
+        if root_key is not None:
+            write_atomic(draft / ROOT_KEY, key_pem(root_key), 0o600)
+        write_atomic(draft / ROOT_CERT, certificate_pem([root]), 0o644)
         write_atomic(draft / ISSUING_KEY, key_pem(issuing.key), 0o600)
         write_atomic(draft / ISSUING_CERT, certificate_pem(issuing.chain), 0o644)
-        write_atomic(draft / BUNDLE, root_pem, 0o644)
+        write_atomic(draft / BUNDLE, bundle_pem, 0o644)
         draft.rename(directory)  # onto nothing or onto an empty directory; onto anything else it fails
     except BaseException:
         for path in draft.iterdir():
@@ -341,6 +356,14 @@ def load_identity(directory: Path, now: datetime | None = None) -> IdentityFiles
     if stat_identity(directory) != before:
         raise IdentityError(f"{directory} is being replaced; it will be read again", transient=True)
 
+    return parse_identity(cert_content, key_content, bundle_content, now, directory)
+
+
+def parse_identity(
+    cert_content: bytes, key_content: bytes, bundle_content: bytes, now: datetime, directory: Path
+) -> IdentityFiles:
+    """The same of three contents, which belong (or will) into this directory."""
+    cert_path, key_path, bundle_path = directory / CERT, directory / KEY, directory / BUNDLE
     chain = _parse_chain(cert_path, cert_content)
     key = _parse_key(key_path, key_content)
     leaf_der = read_blocks(cert_content, CHAIN_BYTES_MAX, CHAIN_LENGTH_MAX)[0].der

@@ -1,8 +1,8 @@
 """The sidecar, put together: the one module that knows every other.
 
-Starts identity, policy, listeners and admin in this order, reloads what changes, drains at the end. Invariants: nothing
-is served before identity and first policy are in place; a bad file changes nothing; after `run` returns no listener,
-connection or task is left.
+Starts identity, policy, listeners and admin in this order, reloads what changes, drains at the end. Where policy and
+identity come from, `sources` knows. Invariants: nothing is served before identity and first policy are in place; bad
+policy changes nothing; after `run` returns no listener, connection or task is left.
 """
 
 import gc
@@ -14,38 +14,42 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from certs.files import IdentityError, IdentityFiles
-from sidecar.discovery.files import IdentityDirectory, PolicyFiles
+from certs.files import IdentityFiles
+from certs.tokens import Token
+from sidecar.discovery.resources import Refusal
 from sidecar.intercept.mark import can_mark
 from sidecar.intercept.nft import InterceptError
 from sidecar.intercept.ruleset import INBOUND_PORT, MARK, OUTBOUND_PORT, InterceptConfig
 from sidecar.intercept.startup import prepare
-from sidecar.model.load import Loaded
-from sidecar.model.problems import render
 from sidecar.model.snapshot import Snapshot
 from sidecar.plugins.loader import Loader
 from sidecar.policy.plan import PlanError
 from sidecar.proxy.accept import BindError, Gate, raise_nofile
 from sidecar.proxy.admin import Admin, AdminSources, bind_admin
-from sidecar.proxy.drain import drain
+from sidecar.proxy.drain import TOTAL_S, drain
 from sidecar.proxy.tls import Identity
 from sidecar.proxy.world import World
 from sidecar.telemetry import process
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.logs import Logs
 from sidecar.telemetry.metrics import Registry
+from sidecar.telemetry.systemd import notify
 from sidecar.telemetry.writer import SinkError
 
 from .assembly import Assembly, sticky_key_from
 from .entrance import Entrance
+from .sources import Controlled, Files, Source, StartError, start_identity
+
+if TYPE_CHECKING:
+    from sidecar.discovery.join import Member
+    from sidecar.discovery.state_dir import StateDir
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +61,19 @@ NOTE_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one sidecar runs. Addresses are (host, port); port 0 picks a free one; None: not served."""
+    """How one sidecar runs. Addresses are (host, port); port 0 picks a free one; None: not served. With `state_dir` it
+    is a control plane's: `control_plane` are join addresses (HOST:PORT) beyond those that token and state name."""
 
     service: str
-    policy: tuple[Path, ...]
-    identity: Path
+    policy: tuple[Path, ...] = ()
+    identity: Path | None = None
+    state_dir: Path | None = None
+    control_plane: tuple[str, ...] = ()
+    token: Token | None = field(default=None, repr=False)
+    advertise: Address | None = None  # port 0: that of the inbound side
+    labels: dict[str, str] = field(default_factory=dict)
+    weight: int = 1
+    zone: str = ""
     apps: dict[str, Address] = field(default_factory=dict)  # port name, or "" for every port
     inbound: Address | None = ("0.0.0.0", 15006)  # noqa: S104 - it admits only authenticated peers
     outbound: Address | None = ("127.0.0.1", 15001)
@@ -77,10 +89,6 @@ class Settings:
     ready_fd: int | None = None
 
 
-class StartError(Exception):
-    """The sidecar cannot start; the text says why and what to do."""
-
-
 class App:
     """One running sidecar."""
 
@@ -92,60 +100,33 @@ class App:
             intercept=settings.intercept,
             gate=Gate(turn=world.dialler.turn, under_way=world.reactor.errand),
         )
-        self.policy = PolicyFiles(settings.policy)
-        self.identity = IdentityDirectory(settings.identity)
-        self.applying = trio.Lock()
-        self.ready = False
+        self.source: Source | None = None
+        self.ready = self.ending = False
         self.addresses: dict[str, str] = {}
         self.revision = ""
         self.snapshot = Snapshot()
 
     # -- policy and identity
 
-    async def first_policy(self) -> None:
-        loaded = self.policy.load()
-        problem = await self._apply(loaded)
-        if problem is not None:
-            raise StartError(problem)
-
-    async def offered(self) -> None:
-        """The policy on disk may have changed: taken as a whole, or refused with the reason; one at a time."""
-        async with self.applying:
-            loaded = await trio.to_thread.run_sync(self.policy.load)
-            problem = await self._apply(loaded)
-        if problem is None:
-            self.world.meters.reloads_ok.inc()
-            log.info("policy %s is in force", self.revision)
-        else:
-            self.world.meters.reloads_failed.inc()
-            log.error("the new policy is refused, the old one (%s) serves on:", self.revision or "none")
-            for line in problem.splitlines():  # a record each: within one, line breaks are escaped
-                log.error("  %s", line)
-
-    async def _apply(self, loaded: Loaded) -> str | None:
-        if loaded.problems:
-            text = render(loaded.problems, loaded.texts)
-            if loaded.snapshot is None:
-                return text
-            for line in text.splitlines():
-                log.warning("  %s", line)
-        assert loaded.snapshot is not None
+    async def serve_by(self, snapshot: Snapshot) -> Refusal | None:
+        """Serve by this policy from now on; where it cannot be, nothing changes."""
         try:
-            listeners = self.entrance.prepare(loaded.snapshot)
+            listeners = self.entrance.prepare(snapshot)
         except BindError as error:
-            return f"error: {error}"
+            return Refusal(f"error: {error}", own=True)
         try:
-            await self.assembly.apply(loaded.snapshot)
+            await self.assembly.apply(snapshot)
         except PlanError as error:
             listeners.close()
-            return "\n".join(f"error: {f'{source}: ' if source.file else ''}{text}" for source, text in error.problems)
+            lines = (f"error: {f'{source}: ' if source.file else ''}{text}" for source, text in error.problems)
+            return Refusal("\n".join(lines))
         except Exception:  # a bug, ours or a filter's: the policy in force serves on
             listeners.close()
             log.exception("the new policy could not be applied")
-            return "error: an unexpected error, logged above"
+            return Refusal("error: an unexpected error, logged above")
         self.entrance.adopt(listeners)
-        self.snapshot = loaded.snapshot
-        self.revision = loaded.snapshot.revision
+        self.snapshot = snapshot
+        self.revision = snapshot.revision
         return None
 
     async def intercept(self) -> None:
@@ -177,18 +158,12 @@ class App:
             log.warning("%d roots left the bundle: connections that may rely on them end within 5 s", len(lost))
             self.world.reactor.call(self.world.distrust)
 
-    def identity_problem(self, error: IdentityError) -> None:
-        log.error("the identity on disk cannot be used, the old one serves on: %s", error)
-
     async def reload(self) -> None:
         """Everything again, whether or not it seems to have changed (SIGHUP)."""
         self.logs.reopen()
         self.world.access.reopen()
-        await self.offered()
-        try:
-            self.identity_changed(await trio.to_thread.run_sync(self.identity.load))
-        except IdentityError as error:
-            self.identity_problem(error)
+        if self.source is not None:
+            await self.source.reload()
 
     # -- what admin shows
 
@@ -203,12 +178,13 @@ class App:
         )
 
     def missing(self) -> list[str]:
-        if self.world.draining:
+        if self.ending or self.world.draining:
             return ["draining"]
-        return [] if self.ready else ["not every listener is open yet"]
+        missing = self.source.missing() if self.source is not None else []
+        return missing if self.ready else missing or ["not every listener is open yet"]
 
     def config(self) -> object:
-        settings = asdict(self.settings)
+        settings = asdict(replace(self.settings, token=None))
         identity = self.world.identity.current.identity
         return {
             "service": self.settings.service,
@@ -220,7 +196,7 @@ class App:
             },
             "policy": {
                 "revision": self.revision,
-                "files": [str(path) for path in self.settings.policy],
+                "source": self.source.shown() if self.source is not None else {},
                 "services": self.world.plans.service_names(),
             },
             "settings": json.loads(json.dumps(settings, default=str)),
@@ -231,7 +207,7 @@ class App:
         now = self.world.clock()
         for (side, service, port), cluster in list(self.world.state.clusters.items()):
             for endpoint in list(cluster.endpoints.values()):
-                if not endpoint.port:
+                if endpoint.placeholder:
                     continue  # a service without ports of its own has no application to show
                 yield {
                     "side": side,
@@ -255,25 +231,18 @@ class App:
                 }
 
 
-def start_identity(directory: Path, service: str) -> IdentityFiles:
-    """The identity to begin with. Raises StartError."""
-    try:
-        identity = IdentityDirectory(directory).load()
-    except IdentityError as error:
-        raise StartError(f"error: identity: {error}") from error
-    if identity.spiffe_id.service != service:
-        raise StartError(
-            f"error: identity: {directory} is of {identity.spiffe_id}, but this sidecar is of service {service}; "
-            f"issue one with: pillion ca issue --service {service}"
-        )
-    return identity
-
-
-async def serve(settings: Settings, logs: Logs, identity: IdentityFiles, access: AccessLog) -> int:
-    """Run until a signal ends it; the exit code."""
+async def serve(
+    settings: Settings, logs: Logs, access: AccessLog, identity: IdentityFiles | None, state: "StateDir | None" = None
+) -> int:
+    """Run until a signal ends it; the exit code. One of `identity` (from files) and `state` is given."""
     raise_nofile()
     registry = Registry(trio.current_time)
     process.register(registry)
+    mark = _mark(settings)
+    member = await _member(settings, state, mark) if state is not None else None
+    if member is not None:
+        identity = member.identity
+    assert identity is not None
 
     def note(kind: str, text: str) -> None:
         times = logs.once_per(kind, NOTE_EVERY_S)
@@ -282,40 +251,55 @@ async def serve(settings: Settings, logs: Logs, identity: IdentityFiles, access:
 
     async with trio.open_nursery() as nursery:
         holder = Identity(identity)
-        mark = _mark(settings)
         world = World(nursery, registry, holder, access, note, strict=settings.strict, mark=mark)
         holder.sni = world.serves_sni
         holder.replace(identity)
         loader = Loader(settings.allow_filters, settings.filter_path)
         assembly = Assembly(world, loader, settings.service, settings.apps, sticky_key_from(identity.key_pem))
         app = App(settings, logs, world, assembly)
+        app.source = Controlled(app, member, _installed()) if member is not None else Files(app)
         _observe(app, access)
         nursery.start_soon(world.reactor.run)
         nursery.start_soon(world.sweep)
         try:
-            await _start(app, nursery)
+            await _start(app, app.source, nursery)
             await _until_ended(app, nursery)
         finally:
             with trio.CancelScope(shield=True):
+                await app.source.aclose()
                 await assembly.aclose()
         nursery.cancel_scope.cancel()
     return EXIT_OK
 
 
-async def _start(app: App, nursery: trio.Nursery) -> None:
-    """Policy, listeners, admin; then tell whoever waits that traffic may come."""
-    settings = app.settings
+async def _member(settings: Settings, state: "StateDir", mark: int | None) -> "Member":
+    """Our membership of a mesh, waited for as long as it takes. Raises StartError."""
+    from sidecar.discovery.join import JoinError, Wanted, become_member
+    from sidecar.discovery.state_dir import StateError
+
     try:
-        await app.first_policy()
-        app.entrance.open(settings.inbound, settings.outbound)
-        if settings.admin is not None:
+        return await become_member(state, Wanted(settings.service, settings.token, settings.control_plane, mark))
+    except (JoinError, StateError) as error:
+        raise StartError(f"error: {error}") from error
+
+
+async def _start(app: App, source: Source, nursery: trio.Nursery) -> None:
+    """Admin, policy, listeners; then tell whoever waits that traffic may come."""
+    settings = app.settings
+    admin = ""
+    try:
+        if settings.admin is not None:  # first: whoever waits with us for a policy can ask why
             sock = bind_admin(settings.admin)
             app.entrance.sockets.append(sock)
-            app.addresses["admin"] = settings.admin if settings.admin.startswith("unix:") else _shown(sock)
+            admin = settings.admin if settings.admin.startswith("unix:") else _shown(sock)
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
             nursery.start_soon(Admin(app.sources()).serve, [listener])
+        await source.start(nursery)
+        app.entrance.open(settings.inbound, settings.outbound)
     except (BindError, OSError, ValueError) as error:
         raise StartError(f"error: {error}") from error
+    if admin:
+        app.addresses["admin"] = admin
     app.entrance.serve(nursery)
     app.addresses.update(app.entrance.addresses())
     if settings.intercept:
@@ -324,10 +308,10 @@ async def _start(app: App, nursery: trio.Nursery) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     app.ready = True
-    nursery.start_soon(app.policy.watch, app.offered)
-    nursery.start_soon(app.identity.watch, app.identity_changed, app.identity_problem)
+    source.begun(nursery)
     words = ", ".join(f"{name} {where}" for name, where in app.addresses.items())
     log.info("ready: service %s, policy %s, %s", settings.service, app.revision, words)
+    notify(f"READY=1\nSTATUS=serving {settings.service}")
     if settings.ready_fd is not None:
         os.write(settings.ready_fd, json.dumps(app.addresses).encode() + b"\n")
         os.close(settings.ready_fd)
@@ -350,7 +334,13 @@ async def _until_ended(app: App, nursery: trio.Nursery) -> None:
 
 
 async def _drain(app: App, nursery: trio.Nursery) -> None:
-    await drain(app.world, app.entrance, app.settings.grace_s)
+    app.ending = True
+    notify("STOPPING=1")
+    with trio.move_on_after(TOTAL_S):
+        if app.source is not None:
+            await app.source.leave()
+        await drain(app.world, app.entrance, app.settings.grace_s)
+    app.entrance.close()
     log.info("drained")
     nursery.cancel_scope.cancel()
 
@@ -358,11 +348,7 @@ async def _drain(app: App, nursery: trio.Nursery) -> None:
 def _observe(app: App, access: AccessLog) -> None:
     """Wire what the data path counts to the metrics."""
     world, meters = app.world, app.world.meters
-    try:
-        installed = version("pillion")
-    except PackageNotFoundError:
-        installed = "unknown"
-    meters.build_info(installed, platform.python_version(), lambda: app.revision)
+    meters.build_info(_installed(), platform.python_version(), lambda: app.revision)
     meters.certificate_expiry(lambda: world.identity.current.identity.not_after.timestamp())
     meters.log_drops("access", lambda: access.dropped)
     meters.log_drops("own", lambda: app.logs.dropped)
@@ -374,6 +360,13 @@ def _observe(app: App, access: AccessLog) -> None:
 
     world.reactor.on_crash = crashed
     world.reactor.on_slow = lambda text: world.note("slow", f"the reactor was held up: {text}")
+
+
+def _installed() -> str:
+    try:
+        return version("pillion")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _mark(settings: Settings) -> int | None:
@@ -391,19 +384,34 @@ def run(settings: Settings) -> int:
     """The whole life of a sidecar process; the exit code. Errors of start-up go to stderr."""
     logs = Logs(clock=time.monotonic, level=settings.log_level, style=settings.log_format)
     access: AccessLog | None = None
+    state: StateDir | None = None
     try:
-        identity = start_identity(settings.identity, settings.service)
+        if settings.state_dir is not None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may be long before there is anything to reload
+            state = _open_state(settings.state_dir)
+        identity = start_identity(settings.identity, settings.service) if settings.identity is not None else None
         try:
             access = AccessLog.of(settings.access_log, time.time)
         except SinkError as error:
             raise StartError(f"error: access log: {error}") from error
-        return trio.run(partial(serve, settings, logs, identity, access))
+        return trio.run(serve, settings, logs, access, identity, state)
     except BaseException as exc:
         return _ended_by(exc, logs)
     finally:
         if access is not None:
             access.close()
+        if state is not None:
+            state.close()
         logs.close()
+
+
+def _open_state(path: Path) -> "StateDir":
+    from sidecar.discovery.state_dir import StateDir, StateError
+
+    try:
+        return StateDir.open(path)
+    except StateError as error:
+        raise StartError(f"error: {error}") from error
 
 
 def _ended_by(exc: BaseException, logs: Logs) -> int:

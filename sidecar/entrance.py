@@ -33,6 +33,16 @@ log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 
+KINDS = {
+    "banned": "banned",
+    "verify": "untrusted",
+    "certificate": "certificate",
+    "time": "timeout",
+    "name": "name",
+    "many": "crowded",
+}
+"""What a refused handshake is called in the metric, by a word of the reason."""
+
 
 @dataclass(slots=True)
 class LocalPorts:
@@ -178,6 +188,7 @@ class Entrance:
             tls=world.identity,
             permissive=lambda: world.plans.mtls is not Mtls.STRICT,
             gate=self.gate,
+            banned=world.is_banned,
             on_refused=self._refused,
             report=log.warning,
         )
@@ -216,11 +227,10 @@ class Entrance:
         if self._filtered(port, accepted):
             return
         if port.tcp is not None:
-            world.errand(tcp.serve_inbound, world, accepted.sock, port.tcp, accepted.peer, accepted.address[0])
+            world.errand(tcp.serve_inbound, world, accepted, port.tcp)
             return
-        Downstream(world, Inbound(world, port.name, accepted.peer), accepted.peer, accepted.address[0]).begin(
-            accepted.sock
-        )
+        entry = Inbound(world, port.name, accepted.peer, accepted.fingerprint)
+        Downstream(world, entry, accepted.peer, accepted.address[0]).begin(accepted.sock)
 
     def _plain_port(self, accepted: Accepted) -> PortPlan | None:
         """A plain peer says no name: the port that it was led in from, else the first."""
@@ -326,9 +336,7 @@ def _contradiction(port: PortPlan | None, accepted: Accepted) -> str | None:
 
 def _kind(reason: str) -> str:
     """A bounded set of words for the metric."""
-    for word in ("verify", "certificate", "time", "name", "many"):
+    for word, kind in KINDS.items():
         if word in reason:
-            return {"verify": "untrusted", "certificate": "certificate", "time": "timeout", "name": "name"}.get(
-                word, "crowded"
-            )
+            return kind
     return "protocol"

@@ -2,21 +2,27 @@
 
 Must know the verbs by name only: a verb's module is imported when that verb is called, so that `pillion --help` starts
 in the time that Python and click take. Invariants: stdout carries data, stderr everything else; no traceback for what a
-user can put right. Exit codes: 0 yes, 1 no (or failed), 2 usage or invalid policy, 130 interrupted; a verb may return
-another one as an int.
+user can put right. Exit codes: 0 yes, 1 no (or failed), 2 usage or invalid policy, 3 control plane unreachable,
+4 conflict, 130 interrupted; a verb may return another one as an int.
 """
 
 import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_CONFLICT = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -27,43 +33,83 @@ class Verb:
 
 
 VERBS = {
+    "audit": Verb("control_plane.cli.audit:audit", "Show who changed what."),
     "ca": Verb("control_plane.cli.ca:ca", "Make a certificate authority and issue identities from it."),
+    "can": Verb("control_plane.cli.explain:can", "Say whether one service may call another, and which rule decides."),
+    "cert": Verb("control_plane.cli.cert:cert", "List the certificates of the mesh; ban and unban."),
+    "check": Verb("control_plane.cli.check:check", "Find what is wrong, with cause and remedy."),
+    "completion": Verb("control_plane.cli.completion:completion", "Print the completion script of a shell."),
+    "control-plane": Verb("control_plane.command:control_plane", "Run a control plane."),
     "demo": Verb("control_plane.cli.demo:demo", "Run a small mesh on this machine, with a story."),
+    "describe": Verb("control_plane.cli.describe:describe", "Show everything about one service."),
+    "edges": Verb("control_plane.cli.edges:edges", "Show who calls whom, and how that goes."),
+    "explain": Verb("control_plane.cli.explain:explain", "Show where a service's effective policy comes from."),
+    "get": Verb("control_plane.cli.get:get", "List services, endpoints, sidecars, policies, tokens, replicas."),
     "intercept": Verb("sidecar.intercept.command:intercept", "Lead a machine's traffic through the sidecar (root)."),
-    "policy": Verb("control_plane.cli.policy:policy", "Check, show and explain policy files."),
+    "login": Verb("control_plane.cli.login:login", "Remember a control plane and who you are."),
+    "logout": Verb("control_plane.cli.login:logout", "Forget them."),
+    "policy": Verb("control_plane.cli.policy:policy", "Check, apply and explain policy."),
     "run": Verb("sidecar.run.command:run", "Run a command with a sidecar beside it."),
     "sidecar": Verb("sidecar.command:sidecar", "Run a sidecar."),
+    "store": Verb("control_plane.cli.store:store", "Move, back up and restore what a control plane keeps."),
+    "token": Verb("control_plane.cli.token:token", "Make, list and revoke tokens for sidecars and operators."),
+    "up": Verb("control_plane.up:up", "Start a control plane for a developer's own machine."),
 }
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class LazyGroup(click.Group):
-    """A group whose verbs are imported when called."""
+    """A group whose verbs are imported when called. Its own commands, added as usual, stand beside them."""
+
+    def verbs(self) -> Mapping[str, Verb]:
+        return VERBS
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*VERBS, *super().list_commands(ctx)})
+        return sorted({*self.verbs(), *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = VERBS.get(cmd_name)
-        return super().get_command(ctx, cmd_name) if verb is None else load(cmd_name, verb)
+        verb = self.verbs().get(cmd_name)
+        if verb is None:
+            return super().get_command(ctx, cmd_name)
+        try:
+            return load(cmd_name, verb)
+        except click.ClickException:
+            if ctx.resilient_parsing:  # a shell asks for completions: there is nobody to read a message
+                return None
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
-            raise click.UsageError(f"no such command {args[0]!r}.{_suggestion(args[0])}", ctx)
+        known = self.list_commands(ctx)
+        if not ctx.resilient_parsing and args and not args[0].startswith("-") and args[0] not in known:
+            raise click.UsageError(f"no such command {args[0]!r}.{_suggestion(args[0], known)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, VERBS[name].summary) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._summary(ctx, name)) for name in self.list_commands(ctx)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        verbs = [CompletionItem(name, help=self._summary(ctx, name)) for name in names]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def _summary(self, ctx: click.Context, name: str) -> str:
+        verb = self.verbs().get(name)
+        if verb is not None:
+            return verb.summary
+        command = super().get_command(ctx, name)
+        return command.get_short_help_str(100) if command is not None else ""
 
 
-def _suggestion(name: str) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, VERBS, n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -89,15 +135,19 @@ def load(name: str, verb: Verb) -> click.Command:
     return command
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
+def version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        click.echo(f"pillion {version('pillion')}")
+        return version("pillion")
     except PackageNotFoundError:
-        click.echo("pillion (not installed)")
+        return "(not installed)"
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"pillion {version()}")
     ctx.exit()
 
 

@@ -5,7 +5,6 @@ overwritten unless the verb's purpose is to replace it (`issue` into the same id
 """
 
 import json
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import LEAF_TTL, IssueError, certificate_pem, create_root, key_pem, new_key
 from certs.files import (
+    BUNDLE,
     CERT,
     ISSUING_CERT,
     ISSUING_KEY,
@@ -28,28 +28,25 @@ from certs.files import (
     load_ca,
     load_identity,
     load_root,
+    read_bundle,
     read_chain,
     write_atomic,
     write_ca,
     write_identity,
+    write_issuing,
 )
 from certs.spiffe import SpiffeError, SpiffeId, check_service_name, check_trust_domain
 from certs.svid import fingerprint, validity_of
+
+from .durations import parse_duration
 
 CA_DIRECTORY = Path("pillion-ca")
 IDENTITIES = Path("identities")
 EXPIRES_SOON = timedelta(days=30)
 
-_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
 
 def _duration(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
-    """`90s`, `30m`, `24h`, `7d`."""
-    match = _DURATION.fullmatch(value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not a duration; write a number and a unit, such as 90s, 30m, 24h or 7d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return parse_duration(value)
 
 
 def _checked(check: Callable[[str], str]) -> Callable[[click.Context, click.Parameter, str], str]:
@@ -118,7 +115,8 @@ def init(directory: Path, trust_domain: str) -> None:
     _print_authority("issuing", issuing.certificate, directory / ISSUING_CERT)
     click.echo(f"bundle        {directory / 'bundle.pem'}")
     click.echo(
-        f"{directory / ROOT_KEY} is needed only for `pillion ca renew`: keep it offline if you can.\n"
+        f"{directory / ROOT_KEY} is needed only for `pillion ca renew` and `pillion ca replica`: "
+        "keep it offline if you can.\n"
         f"Next: pillion ca issue --service NAME{_dir_hint(directory)}",
         err=True,
     )
@@ -216,6 +214,48 @@ def renew(directory: Path) -> None:
 
 
 @ca.command()
+@_directory_option(CA_DIRECTORY, "The authority, with its root's key.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Where to write the new one; carry it to the replica's machine.",
+)
+def replica(directory: Path, out: Path) -> None:
+    """Make an issuing authority for a further control plane.
+
+    It is under the same root, whose key it does not hold: pillion control-plane --ca DIR takes it. Each replica needs
+    its own, and what one issues is trusted in the whole mesh.
+    """
+    if directory.is_dir() and not (directory / ROOT_KEY).exists():
+        raise click.ClickException(
+            f"{directory} does not hold the root's key ({ROOT_KEY}): do this where the authority was made, "
+            "or bring the key back for it"
+        )
+    try:
+        root = load_root(directory)
+        bundle = read_bundle(directory / BUNDLE, root.trust_domain)
+        issuing = root.issue_authority(_now())
+        write_issuing(out, root.certificate, issuing, bundle)
+    except FileExistsError:
+        raise click.ClickException(
+            f"{out} is already there; choose another --out, or remove that directory first if it is of no more use"
+        ) from None
+    except (IdentityError, IssueError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise _cannot_write(out, error) from None
+    _print_authority("issuing", issuing.certificate, out / ISSUING_CERT)
+    click.echo(f"root          {_fingerprint(root.certificate)}")
+    click.echo(
+        f"{out / ISSUING_KEY} is a secret of that replica alone: carry it there safely, and keep no copy.\n"
+        f"Next: there, pillion control-plane --ca {out.name} --store etcd://…",
+        err=True,
+    )
+
+
+@ca.command()
 @click.argument("directory", type=click.Path(path_type=Path), default=CA_DIRECTORY)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def show(directory: Path, output: str) -> int:
@@ -288,7 +328,11 @@ def _print_table(facts: dict[str, Any]) -> None:
     click.echo(f"{facts['kind']:<14}{facts['directory']}")
     click.echo(f"trust domain  {facts['trust_domain']}")
     if facts["kind"] == "authority":
-        where = "here (needed only for `pillion ca renew`)" if facts["root_key_here"] else "not here"
+        where = (
+            "here (needed only for `pillion ca renew` and `pillion ca replica`)"
+            if facts["root_key_here"]
+            else "not here"
+        )
         click.echo(f"root key      {where}")
     for certificate in facts["certificates"]:
         click.echo(f"{certificate['role']:<14}{certificate['id']}")

@@ -31,9 +31,9 @@ import click
 def demo(headless: bool, once: bool, output: str, pause_s: float | None, rate: float | None) -> int:
     """Run a small mesh on this machine, with a story.
 
-    Five small services, each with a sidecar beside it, on loopback and free ports, in a temporary directory. The story
-    shows retries, a canary, a refused call and a filter, by editing policy files that the sidecars reload. Ctrl-C ends
-    it and leaves nothing behind.
+    A control plane and five small services, each with a sidecar that joins by a token, on loopback and free ports, in a
+    temporary directory. The story shows retries, a canary, a refused call and a filter, by policy files that are edited
+    and applied; then an instance is killed, and a new one joins. Ctrl-C ends it and leaves nothing behind.
 
     With --once the exit code is 1 where a step of the story did not hold.
     """

@@ -13,7 +13,6 @@ from typing import Any
 
 DURATION = "http_client_request_duration_seconds"
 RETRIES = "pillion_retries_total"
-POLICY = "pillion_policy_info"
 
 _SAMPLE = re.compile(r"([a-z_]+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'([a-z_]+)="((?:[^"\\]|\\.)*)"')
@@ -91,7 +90,14 @@ class Sample:
     at_s: float = 0.0
     calls: dict[Key, Counts] = field(default_factory=dict)
     breakers: dict[Key, str] = field(default_factory=dict)
-    revisions: set[str] = field(default_factory=set)  # of the policies in force
+
+    def add(self, other: "Sample", *, breakers: bool = True) -> None:
+        """Add what other sidecars count; without breakers where those are no more."""
+        for key, counts in other.calls.items():
+            held = self.calls.setdefault(key, Counts())
+            held += counts
+        for key, state in other.breakers.items() if breakers else ():
+            self.breakers[key] = max(self.breakers.get(key, BREAKERS[0]), state, key=BREAKERS.index)
 
     def total(self, source: str, service: str) -> Counts:
         """Over all versions."""
@@ -113,7 +119,7 @@ class Sample:
 def read_samples(text: str) -> Iterable[tuple[str, dict[str, str], float]]:
     """The samples of a Prometheus page that matter here: name, labels, value."""
     for line in text.splitlines():
-        if line.startswith((DURATION, RETRIES, POLICY)):
+        if line.startswith((DURATION, RETRIES)):
             found = _SAMPLE.match(line)
             if found is not None:
                 yield found[1], dict(_LABEL.findall(found[2] or "")), float(found[3])
@@ -124,9 +130,7 @@ def add_sidecar(sample: Sample, source: str, metrics: str, clusters: Iterable[Ma
     ways: dict[Key, Counts] = defaultdict(Counts)
     for name, labels, value in read_samples(metrics):
         service = labels.get("service", "")
-        if name == POLICY:
-            sample.revisions.add(labels.get("revision", ""))
-        elif name == RETRIES:
+        if name == RETRIES:
             if labels.get("side") == "out" and value:
                 ways[source, service, ""].retries += value
         elif value:
@@ -146,6 +150,26 @@ def add_sidecar(sample: Sample, source: str, metrics: str, clusters: Iterable[Ma
             held += counts
 
 
+@dataclass(slots=True)
+class Endpoints:
+    """The endpoints of one sidecar, with those that it no longer has: an endpoint's counters go with it, but what they
+    counted has happened."""
+
+    held: dict[tuple[str, ...], Mapping[str, Any]] = field(default_factory=dict)
+    past: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, clusters: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """What /clusters shows now; the same, and a row for each of what has gone."""
+        now = {tuple(str(row[key]) for key in ("side", "service", "version", "endpoint")): row for row in clusters}
+        for key, row in self.held.items():
+            if key not in now or any(now[key][counter] < row[counter] for counter in ("successes", "failures")):
+                past = self.past.setdefault(key, {**row, "breaker": "", "successes": 0, "failures": 0})
+                past["successes"] += row["successes"]
+                past["failures"] += row["failures"]
+        self.held = now
+        return [*now.values(), *self.past.values()]
+
+
 def _add_duration(counts: Counts, name: str, labels: Mapping[str, str], value: float) -> None:
     if name == f"{DURATION}_bucket":
         bound = float(labels["le"])
@@ -160,9 +184,9 @@ def _add_duration(counts: Counts, name: str, labels: Mapping[str, str], value: f
 
 
 def difference(new: Sample, old: Sample) -> Sample:
-    """What happened between two moments; breakers and revisions as they are at the end."""
+    """What happened between two moments; breakers are as they are at the end."""
     calls = {key: counts - old.calls.get(key, Counts()) for key, counts in new.calls.items()}
-    return Sample(new.at_s - old.at_s, calls, dict(new.breakers), set(new.revisions))
+    return Sample(new.at_s - old.at_s, calls, dict(new.breakers))
 
 
 @dataclass(frozen=True, slots=True)

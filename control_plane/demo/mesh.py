@@ -1,9 +1,8 @@
-"""The demo's mesh: a directory, identities, policy files, an application and a sidecar for each instance.
+"""The demo's mesh: a control plane, and an application with a sidecar for each instance, which join by tokens.
 
-Starts it all and reads the sidecars' admin interfaces and access logs. Must not know the story. Ports are never
-guessed: the demo itself binds those of the applications and hands them over, sidecars pick their own (port 0) and tell
-them, and only then are the addresses written into the policy. Invariant: whatever is started is in `children`, whatever
-is written below `directory`.
+Starts it all, also later instances, and reads the sidecars' admin interfaces and access logs. Must not know the story.
+Ports are never guessed: the demo itself binds those of the applications and hands them over, sidecars pick their own
+(port 0) and register them. Invariant: whatever is started is in `children`, whatever is written below `directory`.
 """
 
 import json
@@ -13,31 +12,25 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from certs.authority import bundle_of, create_root, new_key
-from certs.files import write_identity
-from certs.spiffe import SpiffeId
-
 from .client import CallError, Client
-from .figures import Sample, add_sidecar
+from .control import PYTHON, Control, Show, environment, shown
+from .figures import Endpoints, Sample, add_sidecar
 from .policy import PolicyDirectory
 from .processes import Child, Children
 
-TRUST_DOMAIN = "demo.mesh"
-LEAF_TTL = timedelta(days=1)
-READY_S = 30.0
+READY_S = 60.0
 POLL_S = 0.5
 WINDOW_S = 5.0
 ACCESS_LOG_BYTES_MAX = 16 * 1024 * 1024
 FAILING = 0.3
 FILTER_MODULE = "shop_filters"
+LOOPBACK = "127.0.0.1"
 
-_SIDECAR = (sys.executable, "-P", "-c", "import sys; from control_plane.cli import main; sys.exit(main())", "sidecar")
 _SERVICE = Path(__file__).with_name("service.py")
 
 WAYS = (
@@ -62,19 +55,24 @@ class Instance:
 
     service: str
     version: str = ""
+    number: int = 1  # among those of the same version
     addresses: dict[str, str] = field(default_factory=dict)  # of the sidecar: inbound, outbound, admin
+    processes: list[Child] = field(default_factory=list)
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    counted: Sample = field(default_factory=Sample)  # when it was last asked
 
     @property
     def name(self) -> str:
-        return f"{self.service}-{self.version}" if self.version else self.service
+        return "-".join([self.service, *filter(None, [self.version]), *([str(self.number)] if self.number > 1 else [])])
 
     @property
     def has_application(self) -> bool:
         return self.service != "customers"
 
     @property
-    def address_word(self) -> str:
-        return f"ADDRESS_{self.name.replace('-', '_').upper()}"
+    def address(self) -> str:
+        """By which callers reach it."""
+        return self.addresses.get("inbound", "")
 
 
 class Mesh:
@@ -82,87 +80,154 @@ class Mesh:
 
     def __init__(self, directory: Path, children: Children) -> None:
         self.directory, self.children = directory, children
+        self.control = Control(directory, children)
         self.policy = PolicyDirectory(directory / "policy")
         self.filters = directory / "filters"
         self.instances = [
             Instance("customers"),
             Instance("web"),
             Instance("reviews", "v1"),
+            Instance("reviews", "v1", 2),
             Instance("reviews", "v2"),
             Instance("orders"),
             Instance("ratings"),
         ]
+        self.gone: list[Instance] = []
         self.samples: deque[Sample] = deque()
         self.problem = ""
+        self._nursery: trio.Nursery | None = None
+        self._sampling = trio.Lock()  # an older answer must not come after a newer one
 
     # -- starting
 
-    async def start(self) -> None:
-        """Everything up and the policy in force at every sidecar. Raises StartError."""
-        for name in ("log", "filters", "identities"):
+    async def start(self, show: Show) -> None:
+        """Everything up, and every caller told of those that it calls. Raises StartError, CommandError, ChildEnded."""
+        for name in ("log", "filters", "sidecars"):
             (self.directory / name).mkdir()
-        self._issue_identities()
         self.policy.begin()
-        sockets = {each.name: _free_port() for each in self.instances if each.has_application}
-        try:
-            with trio.move_on_after(READY_S) as scope:
-                await self._start_sidecars(sockets)
-            if scope.cancelled_caught:
-                raise StartError(f"the sidecars were not ready within {READY_S:g} s; see {self.directory / 'log'}")
-            self._start_applications(sockets)
-        finally:
-            for sock in sockets.values():
-                sock.close()
-        addresses = {each.address_word: each.addresses["inbound"] for each in self.instances if each.has_application}
-        await self.in_force(self.policy.complete(addresses), READY_S)
+        with trio.move_on_after(READY_S) as scope:
+            await self.control.start(show)
+            apply = ("policy", "apply", "-f", "policy", "-m", "the shop")
+            show(shown(*apply))
+            await self.control.ask(*apply)
+            async with trio.open_nursery() as nursery:
+                for service in dict.fromkeys(each.service for each in self.instances):
+                    nursery.start_soon(self._start_service, service, show)
+            await self._all_known()
+        if scope.cancelled_caught:
+            raise StartError(
+                f"the mesh was not ready within {READY_S:g} s; {self.problem or 'see ' + str(self.directory / 'log')}"
+            )
 
-    def _issue_identities(self) -> None:
-        now = datetime.now(UTC).replace(microsecond=0)
-        root = create_root(TRUST_DOMAIN, now)
-        issuing = root.issue_authority(now)
-        for service in dict.fromkeys(each.service for each in self.instances):
-            key = new_key()
-            spiffe_id = SpiffeId.for_service(TRUST_DOMAIN, service)
-            leaf = issuing.issue_to_key(key.public_key(), spiffe_id, LEAF_TTL, now)
-            write_identity(self.directory / "identities" / service, [leaf, *issuing.chain], key, bundle_of(root))
-
-    async def _start_sidecars(self, sockets: dict[str, socket.socket]) -> None:
+    async def _start_service(self, service: str, show: Show) -> None:
+        instances = [each for each in self.instances if each.service == service]
+        token = await self.token(service, show, len(instances))
         async with trio.open_nursery() as nursery:
-            for each in self.instances:
-                reading, telling = os.pipe2(os.O_CLOEXEC)
-                try:
-                    child = self.children.start(
-                        f"sidecar of {each.name}",
-                        self._sidecar_command(each, sockets.get(each.name), telling),
-                        _environment(),
-                        [telling],
-                    )
-                finally:
-                    os.close(telling)
-                nursery.start_soon(_await_ready, each, child, reading)
+            for each in instances:
+                nursery.start_soon(self._start_instance, each, token, show)
 
-    def _sidecar_command(self, each: Instance, application: socket.socket | None, telling: int) -> list[str]:
-        command = [*_SIDECAR, "--service", each.service, "--policy", str(self.policy.path)]
-        command += ["--identity", str(self.directory / "identities" / each.service)]
-        if application is None:
-            command += ["--inbound", "off"]
-        else:
-            command += ["--inbound", "127.0.0.1:0", "--app", f"127.0.0.1:{application.getsockname()[1]}"]
-        command += ["--outbound", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--grace", "0"]
-        command += ["--allow-filters", FILTER_MODULE, "--filter-path", str(self.filters)]
-        command += ["--access-log", str(self.access_log(each)), "--ready-fd", str(telling)]
-        return command
+    async def token(self, service: str, show: Show, uses: int = 1) -> str:
+        """With which so many sidecars may join. Raises CommandError."""
+        args = ["token", "create", "--service", service, *(["--uses", str(uses)] if uses > 1 else [])]
+        show(shown(*args))
+        return (await self.control.ask(*args)).out.strip()
 
-    def _start_applications(self, sockets: dict[str, socket.socket]) -> None:
+    async def _start_instance(self, each: Instance, token: str, show: Show) -> None:
+        """The sidecar, and once it is ready its application. Raises ChildEnded."""
+        listening = _free_port() if each.has_application else None
+        try:
+            await self._start_sidecar(each, token, listening, show)
+            if listening is not None:
+                self._start_application(each, listening)
+        finally:
+            if listening is not None:
+                listening.close()
+        if self._nursery is not None:
+            self._watch(each)
+
+    async def _start_sidecar(self, each: Instance, token: str, listening: socket.socket | None, show: Show) -> None:
+        options = ["sidecar", "--service", each.service]
+        if each.version:
+            options += ["--label", f"version={each.version.removeprefix('v')}"]
+        if listening is not None:
+            options += ["--app", f"{LOOPBACK}:{listening.getsockname()[1]}"]
+        show(f"PILLION_TOKEN=… {shown(*options)} …")
+        options += ["--inbound", f"{LOOPBACK}:0" if listening is not None else "off"]
+        options += ["--outbound", f"{LOOPBACK}:0", "--admin", f"{LOOPBACK}:0", "--grace", "0"]
+        options += ["--state-dir", str(self.directory / "sidecars" / each.name)]
+        options += ["--allow-filters", FILTER_MODULE, "--filter-path", str(self.filters)]
+        options += ["--access-log", str(self.access_log(each))]
+        reading, telling = os.pipe2(os.O_CLOEXEC)
+        try:
+            child = self.children.start(
+                f"sidecar of {each.name}",
+                [*PYTHON, *options, "--ready-fd", str(telling)],
+                environment() | {"PILLION_TOKEN": token},
+                [telling],
+            )
+        finally:
+            os.close(telling)
+        each.processes.append(child)
+        each.addresses = json.loads(await child.tells(reading))
+
+    def _start_application(self, each: Instance, listening: socket.socket) -> None:
+        descriptor = listening.fileno()
+        command = [sys.executable, "-I", "-S", str(_SERVICE), each.service, "--listen-fd", str(descriptor)]
+        if each.version:
+            command += ["--version", each.version, "--failing", str(FAILING if each.version == "v2" else 0)]
+        variables = environment() | {"PILLION_OUTBOUND": each.addresses["outbound"]}
+        each.processes.append(self.children.start(each.name, command, variables, [descriptor]))
+
+    async def _all_known(self) -> None:
+        """Wait until every caller has the endpoints of those that it calls."""
+        for caller in self.instances:
+            wanted = {each.address for _, callee in self._ways_of(caller) for each in self.of(callee)}
+            callees = ", ".join(callee for _, callee in self._ways_of(caller))
+            self.problem = f"{caller.name} has not been told of {callees}"
+            while not wanted <= {row["endpoint"] for row in await self.clusters(caller)}:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        self.problem = ""
+
+    def _ways_of(self, caller: Instance) -> list[tuple[str, str]]:
+        return [way for way in WAYS if way[0] == caller.service]
+
+    # -- while it runs
+
+    def watch_children(self, nursery: trio.Nursery) -> None:
+        """From now on an end of any of them ends the nursery (ChildEnded), but for those that are killed on purpose."""
+        self._nursery = nursery
+        watched = {id(process) for each in self.instances for process in each.processes}
+        for child in self.children.children:
+            if id(child) not in watched:
+                nursery.start_soon(child.watch)
         for each in self.instances:
-            if not each.has_application:
-                continue
-            descriptor = sockets[each.name].fileno()
-            command = [sys.executable, "-I", "-S", str(_SERVICE), each.service, "--listen-fd", str(descriptor)]
-            if each.version:
-                command += ["--version", each.version, "--failing", str(FAILING if each.version == "v2" else 0)]
-            environment = _environment() | {"PILLION_OUTBOUND": each.addresses["outbound"]}
-            self.children.start(each.name, command, environment, [descriptor])
+            self._watch(each)
+
+    def _watch(self, each: Instance) -> None:
+        assert self._nursery is not None
+        for child in each.processes:
+            self._nursery.start_soon(child.watch)
+
+    def of(self, service: str, version: str = "") -> list[Instance]:
+        return [each for each in self.instances if each.service == service and version in ("", each.version)]
+
+    def kill(self, each: Instance) -> None:
+        """kill -9 of a sidecar and its application."""
+        self.instances.remove(each)
+        self.gone.append(each)
+        for child in each.processes:
+            child.kill()
+
+    async def add(self, service: str, version: str, show: Show) -> Instance:
+        """One more instance, which joins by a new token. Raises CommandError, ChildEnded, StartError."""
+        numbers = [each.number for each in (*self.instances, *self.gone) if each.service == service]
+        each = Instance(service, version, max(numbers) + 1)
+        with trio.move_on_after(READY_S):
+            token = await self.token(service, show)
+            await self._start_instance(each, token, show)
+            self.instances.append(each)
+            return each
+        raise StartError(f"{each.name} was not ready within {READY_S:g} s; see {self.directory / 'log'}")
 
     # -- reading
 
@@ -182,39 +247,46 @@ class Mesh:
 
     async def sample(self) -> Sample | None:
         """What all sidecars count now; None where one does not answer."""
-        sample = Sample(trio.current_time())
-        for each in self.instances:
-            client = Client(each.addresses["admin"])
-            try:
-                metrics = await client.get("/metrics")
-                clusters = await client.get("/clusters")
-            except CallError as error:
-                self.problem = f"the admin interface of {each.name}'s sidecar does not answer: {error}"
-                return None
-            finally:
-                with trio.CancelScope(shield=True):
-                    await client.aclose()
-            add_sidecar(sample, each.service, metrics.body.decode(), json.loads(clusters.body))
-        return sample
+        async with self._sampling:
+            sample = Sample(trio.current_time())
+            for each in list(self.instances):
+                try:
+                    metrics, clusters = await self._admin(each, "/metrics", "/clusters")
+                except CallError as error:
+                    if each in self.gone:  # it was killed meanwhile
+                        continue
+                    self.problem = f"the admin interface of {each.name}'s sidecar does not answer: {error}"
+                    return None
+                each.counted = Sample(sample.at_s)
+                add_sidecar(each.counted, each.service, metrics.decode(), each.endpoints.take(json.loads(clusters)))
+            for each in (*self.instances, *self.gone):
+                sample.add(each.counted, breakers=each not in self.gone)
+            return sample
 
-    async def in_force(self, revision: str, within_s: float) -> None:
-        """Wait until every sidecar serves this policy. Raises StartError."""
-        with trio.move_on_after(within_s):
-            while True:
-                sample = await self.sample()
-                if sample is not None and sample.revisions == {revision}:
-                    return
-                await trio.sleep(0.1)
-        raise StartError(
-            f"policy {revision} is not in force everywhere within {within_s:g} s; {self.problem or self._refusals()}"
-        )
+    async def clusters(self, each: Instance) -> list[dict[str, Any]]:
+        """The endpoints that an instance's sidecar knows, outwards; [] where it does not answer."""
+        try:
+            (content,) = await self._admin(each, "/clusters")
+        except CallError:
+            return []
+        return [row for row in json.loads(content) if row["side"] == "out"]
 
-    def _refusals(self) -> str:
-        for path in sorted((self.directory / "log").glob("sidecar-*.log")):
-            for line in path.read_text(errors="replace").splitlines():
-                if "refused" in line:
-                    return f"{path.stem}: {line}"
-        return f"see {self.directory / 'log'}"
+    async def is_registered(self, each: Instance) -> bool:
+        """By its own account."""
+        try:
+            (content,) = await self._admin(each, "/config")
+        except CallError:
+            return False
+        return json.loads(content)["policy"]["source"].get("registered") is True
+
+    async def _admin(self, each: Instance, *paths: str) -> list[bytes]:
+        """Raises CallError."""
+        client = Client(each.addresses["admin"])
+        try:
+            return [(await client.get(path)).body for path in paths]
+        finally:
+            with trio.CancelScope(shield=True):
+                await client.aclose()
 
     def log_size(self, each: Instance) -> int:
         try:
@@ -242,30 +314,6 @@ class Mesh:
 
 def _free_port() -> socket.socket:
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.bind((LOOPBACK, 0))
     sock.listen(128)
     return sock
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without what would configure a sidecar or lead a service's calls elsewhere."""
-    unwanted = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PILLION_") and name.lower() not in unwanted
-    }
-
-
-async def _await_ready(each: Instance, child: Child, reading: int) -> None:
-    told = b""
-    try:
-        while not told.endswith(b"\n"):
-            await trio.lowlevel.wait_readable(reading)
-            data = os.read(reading, 4096)
-            if not data:  # it has ended
-                await child.watch()
-            told += data
-    finally:
-        os.close(reading)
-    each.addresses = json.loads(told)

@@ -1,8 +1,8 @@
 """The demo's policy files and the edits that its story makes to them.
 
 Files of text, edited as a person would, so that comments and line numbers are those of a real file. Must not know
-processes. Invariants: a file is replaced whole (write aside, rename); an edit that does not fit what the file says now
-changes nothing and says so; what is written has been checked as a whole policy before.
+processes, nor how a policy is applied. Invariants: a file is replaced whole (write aside, rename); an edit that does
+not fit what the file says now changes nothing and says so; what is written has been checked as a whole policy before.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.model.load import load_policy, load_texts
+from sidecar.model.load import load_texts
 from sidecar.model.problems import render
 
 
@@ -38,15 +38,16 @@ defaults:
 CUSTOMERS = """\
 version: 1
 services:
-  customers: {}                     # the load generator
+  customers:                        # the load generator
+    calls: {web: {}}
 """
 
 WEB = """\
 version: 1
 services:
   web:
-    ports: {http: {port: 8000, protocol: http}}
-    address: [ADDRESS_WEB]
+    ports: {http: {port: 8000, protocol: http}}   # no addresses: who joins as web registers its own
+    calls: {reviews: {}, orders: {}}
     authz:
       allow:
         - {from: [customers]}
@@ -57,7 +58,7 @@ version: 1
 services:
   orders:
     ports: {http: {port: 8000, protocol: http}}
-    address: [ADDRESS_ORDERS]
+    calls: {ratings: {}}
     authz:
       allow:
         - {from: [web]}
@@ -68,7 +69,6 @@ version: 1
 services:
   ratings:
     ports: {http: {port: 8000, protocol: http}}
-    address: [ADDRESS_RATINGS]
     authz:
       allow:
         - {from: [reviews, orders]}
@@ -79,10 +79,8 @@ version: 1
 services:
   reviews:
     ports: {http: {port: 8000, protocol: http}}
-    address:
-      - {at: ADDRESS_REVIEWS_V1, labels: {version: "1"}}
-      - {at: ADDRESS_REVIEWS_V2, labels: {version: "2"}}
-    versions:
+    calls: {ratings: {}}
+    versions:                                     # by the labels with which instances register
       v1: {labels: {version: "1"}}
       v2: {labels: {version: "2"}}
     authz:
@@ -104,17 +102,6 @@ FILES = {
     "web.yaml": WEB,
 }
 
-# What a sidecar needs to begin with: it is told the addresses once all sidecars have told theirs.
-FIRST = """\
-version: 1
-services:
-  customers: {}
-  web: {ports: {http: {port: 8000, protocol: http}}}
-  orders: {ports: {http: {port: 8000, protocol: http}}}
-  ratings: {ports: {http: {port: 8000, protocol: http}}}
-  reviews: {ports: {http: {port: 8000, protocol: http}}}
-"""
-
 RETRIES = Edit(
     "reviews.yaml",
     "    retry: {max_retries: 0}\n",
@@ -130,27 +117,18 @@ FILTER = Edit(
 
 
 class PolicyDirectory:
-    """The folder that every sidecar of the demo reads."""
+    """The folder of policy files that the story edits, and then applies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self) -> str:
-        """The first policy; returns its revision."""
+    def begin(self) -> None:
+        """The first policy."""
         self.path.mkdir()
-        return self._write({"mesh.yaml": FIRST})
+        self._write(FILES)
 
-    def complete(self, addresses: Mapping[str, str]) -> str:
-        """The real one, once every address is known (`ADDRESS_…` to host:port); returns its revision."""
-        texts = dict(FILES)
-        for name, text in texts.items():
-            for word, address in addresses.items():
-                text = text.replace(word, address)
-            texts[name] = text
-        return self._write(texts)
-
-    def edit(self, edit: Edit) -> tuple[str, list[str]]:
-        """Make an edit; the new revision, and the lines that changed."""
+    def edit(self, edit: Edit) -> list[str]:
+        """Make an edit; the lines that changed."""
         path = self.path / edit.file
         try:
             before = path.read_text()
@@ -161,15 +139,10 @@ class PolicyDirectory:
                 f"{path} does not say what it said at the start, so it cannot be edited: {edit.old.strip()}"
             )
         after = before.replace(edit.old, edit.new)
-        revision = self._write({edit.file: after})
-        return revision, changed_lines(before, after)
+        self._write({edit.file: after})
+        return changed_lines(before, after)
 
-    def revision(self) -> str:
-        """Of what the folder holds now; "" where it does not hold together."""
-        loaded = load_policy([self.path])
-        return loaded.snapshot.revision if loaded.snapshot is not None else ""
-
-    def _write(self, texts: Mapping[str, str]) -> str:
+    def _write(self, texts: Mapping[str, str]) -> None:
         present = {str(path): path.read_text() for path in sorted(self.path.glob("*.yaml"))}
         loaded = load_texts(present | {str(self.path / name): text for name, text in texts.items()})
         if loaded.snapshot is None:
@@ -178,7 +151,6 @@ class PolicyDirectory:
             aside = self.path / f".{name}.new"
             aside.write_text(text)
             os.replace(aside, self.path / name)
-        return loaded.snapshot.revision
 
 
 def changed_lines(before: str, after: str) -> list[str]:

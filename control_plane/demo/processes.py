@@ -2,7 +2,8 @@
 
 Each child is in a session of its own (the terminal's Ctrl-C is for the demo alone) and is killed by the kernel when the
 demo dies in whatever way (PR_SET_PDEATHSIG). A keeper, a tiny process that waits on a pipe, removes the demo's
-directory once the demo is gone, should it not have done so itself. Must not know what the children are.
+directory once the demo is gone, should it not have done so itself. Must not know what the children are. A child that is
+ended on purpose (`Child.kill`) ends nothing else.
 Invariant: children are started in the main thread while there is no other (PR_SET_PDEATHSIG goes by the thread that
 forked, and a forked child of a process with threads may run no Python).
 """
@@ -51,15 +52,52 @@ class Child:
     name: str
     log: Path
     process: "subprocess.Popen[bytes]"
+    unwanted: bool = False  # to be ended: its end is nobody's problem
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        if self.process.returncode is None:
+            descriptor = os.pidfd_open(self.process.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+        return self.process.wait()
 
     async def watch(self) -> None:
-        """Wait for its end, and raise ChildEnded."""
-        descriptor = os.pidfd_open(self.process.pid)
+        """Wait for its end, and raise ChildEnded unless it was to end."""
+        code = await self.ended()
+        if not self.unwanted:
+            raise ChildEnded(f"{self.name} ended ({_how(code)}){_last_words(self.log)}")
+
+    def kill(self) -> None:
+        """SIGKILL, on purpose."""
+        self.unwanted = True
+        if self.process.poll() is None:
+            self.process.kill()
+
+    async def tells(self, reading: int) -> bytes:
+        """The line that it writes to a pipe; `reading` is our end of that, and is closed. Raises ChildEnded."""
+        told = b""
         try:
-            await trio.lowlevel.wait_readable(descriptor)
+            while not told.endswith(b"\n"):
+                await trio.lowlevel.wait_readable(reading)
+                data = os.read(reading, 4096)
+                if not data:
+                    await self.watch()
+                told += data
         finally:
-            os.close(descriptor)
-        raise ChildEnded(f"{self.name} ended ({_how(self.process.wait())}){_last_words(self.log)}")
+            os.close(reading)
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that has been run."""
+
+    code: int
+    out: str
+    said: str  # on stderr
 
 
 def _how(code: int) -> str:
@@ -105,18 +143,63 @@ class Children:
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
     ) -> Child:
+        """What is to run for as long as the demo; its output goes to a log."""
         log = self.directory / "log" / f"{name.replace(' ', '-')}.log"
         with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=pass_fds,
-                preexec_fn=self._die_with_parent,
+            return self._start(name, log, command, environment, (output.fileno(), output.fileno()), pass_fds)
+
+    async def run(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Done:
+        """Run a command to its end, in the demo's directory. Cancelled, it is killed."""
+        outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+        readings = [trio.lowlevel.FdStream(reading) for reading, _ in outputs]
+        texts = ["", ""]
+
+        async def read(number: int) -> None:
+            content = b"".join([bytes(data) async for data in readings[number]])
+            texts[number] = content.decode("utf-8", "replace")
+
+        try:
+            child = self._start(
+                name, Path(os.devnull), command, environment, (outputs[0][1], outputs[1][1]), (), self.directory
             )
+        finally:
+            for _, writing in outputs:
+                os.close(writing)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number in range(2):
+                    nursery.start_soon(read, number)
+                code = await child.ended()
+        finally:
+            child.kill()
+            child.process.wait()
+            self.children.remove(child)
+            for stream in readings:
+                with trio.CancelScope(shield=True):
+                    await trio.aclose_forcefully(stream)
+        return Done(code, *texts)
+
+    def _start(
+        self,
+        name: str,
+        log: Path,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        outputs: tuple[int, int],
+        pass_fds: Sequence[int],
+        directory: Path | None = None,
+    ) -> Child:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=outputs[0],
+            stderr=outputs[1],
+            start_new_session=True,
+            pass_fds=pass_fds,
+            preexec_fn=self._die_with_parent,
+        )
         child = Child(name, log, process)
         self.children.append(child)
         return child

@@ -8,6 +8,7 @@ ends the demo, which says so.
 import errno
 import io
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -19,6 +20,9 @@ import click
 import trio
 from rich.console import Console
 
+from control_plane.cli.program import program, typed
+
+from .control import CONTEXT, CommandError
 from .figures import difference
 from .load import Load
 from .mesh import Mesh, StartError
@@ -76,21 +80,20 @@ class Demo:
 
     async def _live_and_tell(self, mesh: Mesh, scope: trio.CancelScope) -> None:
         screen = self.screen
-        screen.say("pillion demo: a shop of five services, each with a sidecar beside it", "bold")
-        screen.say(f"in {mesh.directory} (policy, identities, logs), on loopback only; Ctrl-C ends it, and removes all")
-        screen.status("starting 6 sidecars and 5 applications …")
+        screen.say("pillion demo: a control plane, and a shop of five services with sidecars", "bold")
+        screen.say(f"in {mesh.directory}, on loopback only; Ctrl-C ends it, and removes all")
+        screen.status("starting a control plane, 7 sidecars and 6 applications …")
         try:
-            await mesh.start()
+            await mesh.start(screen.command)
             async with trio.open_nursery() as nursery:
-                for child in mesh.children.children:
-                    nursery.start_soon(child.watch)
+                mesh.watch_children(nursery)
                 nursery.start_soon(mesh.watch)
                 nursery.start_soon(self._show, mesh)
                 load = Load(mesh.instances[0].addresses["outbound"], self.settings.rate)
                 nursery.start_soon(load.run)
                 await self._tell(mesh, load)
                 nursery.cancel_scope.cancel()
-        except* (StartError, EditError, ChildEnded) as group:
+        except* (StartError, EditError, CommandError, ChildEnded) as group:
             self.problem = str(_first(group))
             screen.say(f"✗ {self.problem}", "bold red")
 
@@ -108,15 +111,30 @@ class Demo:
         if failed:
             screen.say(f"Steps that did not hold: {', '.join(failed)}", "bold red")
         else:
-            screen.say("All five steps held.", "bold green")
+            screen.say("All seven steps held.", "bold green")
         if settings.once:
             return
         if settings.output == "json":
             self.print_report()
         load.rate = min(load.rate, QUIET_RATE)
-        screen.say(f"The mesh stays up. Edit {mesh.policy.path}/reviews.yaml and watch the table; Ctrl-C ends it.")
-        screen.status(f"edit {mesh.policy.path}/*.yaml and watch; Ctrl-C ends it")
+        self._say_what_next(mesh)
+        screen.status("the story has been told, the mesh stays up; Ctrl-C ends it")
         await trio.sleep_forever()
+
+    def _say_what_next(self, mesh: Mesh) -> None:
+        screen, pillion = self.screen, program()
+        screen.say("The mesh stays up; Ctrl-C ends it. In another terminal:")
+        screen.command(f"cd {shlex.quote(str(mesh.directory))}")
+        screen.command(f"export PILLION_CONTEXT=$PWD/{CONTEXT}")
+        for args in (
+            ("get", "services"),
+            ("describe", "service", "reviews"),
+            ("can", "orders", "ratings", "GET", "/ratings/7"),
+            ("edges",),
+        ):
+            screen.command(typed(args, pillion))
+        screen.say("Or edit policy/reviews.yaml, apply it, and watch the table here:")
+        screen.command(typed(("policy", "apply", "-f", "policy/reviews.yaml"), pillion))
 
     async def _show(self, mesh: Mesh) -> None:
         while True:

@@ -158,6 +158,18 @@ class Screen:
         for line in lines:
             self._print(Text(f"  {line}", "green" if line.startswith("+") else "red"))
 
+    def command(self, text: str) -> None:
+        self._print(Text("$ ", "dim").append(text, "bold not dim"))
+
+    def output(self, lines: list[str]) -> None:
+        """What a command said; on a terminal no line takes two."""
+        for line in lines:
+            text = Text(f"  {line}", "dim")
+            if self.console.is_terminal:
+                self.console.print(text, no_wrap=True, overflow="ellipsis")
+            else:
+                self.console.print(text, soft_wrap=True)
+
     def look(self, text: str) -> None:
         self._print(Text("look: ", "bold").append(text, "not bold"))
 

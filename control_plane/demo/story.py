@@ -1,4 +1,4 @@
-"""The story of the demo: five steps, each with an edit of the policy, a wait for what it brings about, and checks.
+"""The story of the demo: seven steps, each with something that changes, a wait for what it brings about, and checks.
 
 Must not know how it is shown (a Teller) nor how processes run. Invariants: every wait is for a condition and has a
 deadline; a step that does not hold says why and the next one begins all the same; every figure comes from the sidecars
@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import trio
 
+from .control import TRUST_DOMAIN, CommandError, shown
 from .figures import Counts, Sample, difference
 from .load import Load
-from .mesh import FILTER_MODULE, TRUST_DOMAIN, WAYS, Instance, Mesh, StartError
+from .mesh import FILTER_MODULE, VERSIONS, WAYS, Instance, Mesh, StartError
 from .policy import CANARY, DENIAL, FILTER, RETRIES, Edit, EditError, PolicyDirectory
 
 REQUESTS = 300  # to reviews, in a step that is about shares
@@ -24,7 +25,11 @@ IN_FORCE_S = 10.0
 WAIT_S = 40.0
 SETTLE_S = 0.3  # so that what was in flight under the old policy has ended
 
-SICK = "v2"
+TTL_S = 15.0  # of a registration, after the last heartbeat
+LATE_S = 5.0  # what a busy machine may take on top, for the news to reach every caller
+JOINED_S = 2.0  # from a registration to the first call
+
+HEALTHY, SICK = "v1", "v2"
 TRACED = ["customers", "web", "orders", "ratings"]  # the way of a call that is denied
 
 
@@ -37,6 +42,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     policy_file: str = ""
     policy_changes: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
     seconds: float = 0.0
     requests: int = 0  # of the customers
     reviews: dict[str, Any] = field(default_factory=dict)
@@ -57,12 +63,15 @@ class Teller(Protocol):
 
     def step(self, number: int, of: int, title: str, text: str) -> None: ...
     def changed(self, path: str, lines: list[str]) -> None: ...
+    def command(self, text: str) -> None: ...
+    def output(self, lines: list[str]) -> None: ...
     def look(self, text: str) -> None: ...
     def result(self, result: Result) -> None: ...
 
 
 class Story:
-    """Tell it with `await story.tell()`; `results`, `denied`, `filter` and `identities` are what came out."""
+    """Tell it with `await story.tell()`; `results`, `identities`, `denied`, `filter`, `killed` and `joined` are
+    what came out."""
 
     def __init__(self, mesh: Mesh, load: Load, teller: Teller, pause_s: float) -> None:
         self.mesh, self.load, self.teller, self.pause_s = mesh, load, teller, pause_s
@@ -71,6 +80,8 @@ class Story:
         self.identities: list[dict[str, Any]] = []
         self.denied: dict[str, Any] = {}
         self.filter: dict[str, Any] = {}
+        self.killed: dict[str, Any] = {}
+        self.joined: dict[str, Any] = {}
         self._effective_before = 1.0
         self._share_before = 1.0
 
@@ -90,7 +101,8 @@ class Story:
             (
                 "retry",
                 "a retry policy",
-                "No code is touched: reviews gets a retry policy, and every sidecar reloads it.",
+                "No code is touched: reviews gets a retry policy. The command that applies it\n"
+                "ends once every sidecar has accepted it.",
                 self._retry,
             ),
             (
@@ -111,6 +123,20 @@ class Story:
                 "Some lines of Python, permitted by the sidecars' --allow-filters shop_filters.",
                 self._filter_step,
             ),
+            (
+                "killed",
+                "an instance is killed",
+                "An instance of reviews v1 and its sidecar are killed: kill -9, no farewell.\n"
+                "Retries and circuit breakers hide it until its registration lapses: after\n"
+                "15 s without a heartbeat. Its callers know a moment later.",
+                self._kill_step,
+            ),
+            (
+                "joined",
+                "a new instance joins",
+                "All that a new one needs is a token: it gets a certificate and registers.",
+                self._join_step,
+            ),
         ]
         for number, (name, title, text, act) in enumerate(steps, 1):
             result = Result(name)
@@ -119,7 +145,7 @@ class Story:
             unanswered = self.load.heard.answers[0]
             try:
                 await act(result)
-            except (StartError, EditError) as error:
+            except (StartError, EditError, CommandError) as error:
                 result.check(False, str(error))
             unanswered = self.load.heard.answers[0] - unanswered
             result.check(not unanswered, f"{unanswered} requests got no answer: {[*self.load.heard.problems][-1:]}")
@@ -148,7 +174,7 @@ class Story:
         )
 
     async def _retry(self, result: Result) -> None:
-        await self._edit(result, RETRIES)
+        await self._edit(result, RETRIES, "retry what fails")
         self.teller.look(f"reviews {SICK}: effective rises to 100 %, actual stays; retries are counted")
         window = await self._measure(await self._mark(), result, REQUESTS)
         _, sick, total = self._versions(window)
@@ -161,7 +187,7 @@ class Story:
         )
 
     async def _canary(self, result: Result) -> None:
-        await self._edit(result, CANARY)
+        await self._edit(result, CANARY, "less of v2")
         self.teller.look(f"reviews {SICK}: its rate falls to a third, and retries with it")
         window = await self._measure(await self._mark(), result, REQUESTS)
         _, sick, total = self._versions(window)
@@ -176,7 +202,7 @@ class Story:
         result.check(heard.stars["orders", True] > 0, "orders got no stars before it was denied them")
         ratings = self._instance("ratings")
         offset = self.mesh.log_size(ratings)
-        await self._edit(result, DENIAL)
+        await self._edit(result, DENIAL, "ratings are not for orders")
         self.teller.look("orders → ratings is denied, reviews → ratings goes on")
         before, mark = heard.refusals.copy(), await self._mark()
 
@@ -233,10 +259,10 @@ class Story:
         source = _filter_source()
         (self.mesh.filters / f"{FILTER_MODULE}.py").write_text(source)
         self.teller.changed(f"filters/{FILTER_MODULE}.py", ["+" + line for line in _essence(source)])
-        await self._edit(result, FILTER)
+        await self._edit(result, FILTER, "tell reviews who asks")
         self.teller.look("nothing changes but what reviews is told: the header x-tenant")
         mark = await self._mark()
-        versions = [each.version for each in self.mesh.instances if each.service == "reviews"]
+        versions = VERSIONS["reviews"]
         for version in versions:
             enough = await _until(lambda v=version: heard.tenants["reviews", v, "web"] >= SEEN)  # type: ignore[misc]
             result.check(enough, f"reviews {version} was not told x-tenant: web {SEEN} times")
@@ -257,13 +283,117 @@ class Story:
         }
         result.said.append(f"reviews saw x-tenant: web in {count} requests")
 
+    async def _kill_step(self, result: Result) -> None:
+        mesh = self.mesh
+        web = self._instance("web")
+        victim = mesh.of("reviews", HEALTHY)[-1]
+        await self._get_endpoints(result)
+        self.teller.look(f"effective stays at 100 % while {victim.address} is still known")
+        before = await self._mark()
+        await trio.sleep(SETTLE_S)
+        answers, began = self.load.heard.answers.copy(), trio.current_time()
+        self.teller.command(f"kill -9 {' '.join(str(child.process.pid) for child in victim.processes)}")
+        mesh.kill(victim)
+
+        async def known() -> bool:
+            return victim.address in await self._called(web)
+
+        forgotten = await _until_not(known, TTL_S + LATE_S)
+        seconds = trio.current_time() - began
+        result.check(forgotten, f"web still calls {victim.address} {seconds:.1f} s after it was killed")
+        listed = await self._get_endpoints(result)
+        result.check(not _lists(listed, victim), f"pillion get endpoints still lists {victim.address}")
+        answers = self.load.heard.answers - answers
+        failed = answers.total() - answers[200]
+        window = await self._measure(before, result, 0)
+        healthy, sick, total = self._versions(window)
+        # Three retries of a release that fails 3 of 10 leave 1 of 100 calls of it; nothing else may fail.
+        lost, tired = healthy.requests - healthy.good, sick.requests - sick.good
+        result.check(lost == 0, f"{lost:.0f} calls of {HEALTHY} failed")
+        result.check(failed <= tired, f"customers saw {failed} failures, of which {SICK} explains {tired:.0f}")
+        _within(result, "effective", total.effective, 0.98, 1.0)
+        self.killed = {
+            "instance": victim.name,
+            "address": victim.address,
+            "ttl_s": TTL_S,
+            "gone_after_s": round(seconds, 1),
+            "requests": answers.total(),
+            "failed": failed,
+            "failed_by_v2": int(tired),
+            "failed_by_v1": int(lost),
+            "attempts_failed_by_v1": int(healthy.attempts_bad),
+            "endpoints_listed": len(listed),
+        }
+        if forgotten:
+            result.said.append(f"{victim.address} was gone for the control plane and for web after {seconds:.1f} s")
+        result.said.append(
+            f"{healthy.attempts_bad:.0f} attempts at {HEALTHY} failed and were made again elsewhere; "
+            f"{lost:.0f} calls failed"
+        )
+
+    async def _join_step(self, result: Result) -> None:
+        mesh = self.mesh
+        web = self._instance("web")
+        before = await self._mark()
+
+        def show(text: str) -> None:
+            result.commands.append(text)
+            self.teller.command(text)
+
+        joined = await mesh.add("reviews", HEALTHY, show)
+        self.teller.look(f"reviews {HEALTHY} is called at {joined.address} too")
+        registered_s = called_s = None
+        if await _until_so(lambda: mesh.is_registered(joined)):
+            registered_s = trio.current_time()
+
+        async def called() -> bool:
+            return (await self._called(web)).get(joined.address, 0) > 0
+
+        if await _until_so(called):
+            called_s = trio.current_time()
+        result.check(registered_s is not None, f"{joined.address} has not registered")
+        result.check(called_s is not None, f"web does not call {joined.address}")
+        listed = await self._get_endpoints(result)
+        result.check(_lists(listed, joined), f"pillion get endpoints does not list {joined.address}")
+        window = await self._measure(before, result, SEEN)
+        healthy, _, _ = self._versions(window)
+        result.check(healthy.requests == healthy.good, f"calls of {HEALTHY} failed")
+        self.joined = {"instance": joined.name, "address": joined.address, "endpoints_listed": len(listed)}
+        if registered_s is not None and called_s is not None:
+            seconds = called_s - registered_s
+            result.check(seconds <= JOINED_S, f"the first call came {seconds:.1f} s after the registration")
+            self.joined["first_call_after_s"] = round(seconds, 2)
+            result.said.append(f"{joined.address} was called {seconds:.1f} s after it had registered")
+
     # -- parts of steps
 
-    async def _edit(self, result: Result, edit: Edit) -> None:
-        revision, lines = self.policy.edit(edit)
+    async def _called(self, caller: Instance) -> dict[str, int]:
+        """The instances of reviews that a caller knows, and how often it has called each with success."""
+        return {
+            row["endpoint"]: row["successes"] for row in await self.mesh.clusters(caller) if row["service"] == "reviews"
+        }
+
+    async def _get_endpoints(self, result: Result) -> list[str]:
+        """Show what the control plane knows of reviews; a line for each endpoint."""
+        args = ("get", "endpoints", "reviews")
+        result.commands.append(shown(*args))
+        self.teller.command(shown(*args))
+        lines = (await self.mesh.control.ask(*args)).out.splitlines()
+        self.teller.output(lines)
+        return lines[1:]  # without the headings
+
+    async def _edit(self, result: Result, edit: Edit, message: str) -> None:
+        """Edit a file and apply it; every sidecar has accepted it then."""
+        lines = self.policy.edit(edit)
         result.policy_file, result.policy_changes = edit.file, lines
-        self.teller.changed(f"policy/{edit.file}", lines)
-        await self.mesh.in_force(revision, IN_FORCE_S)
+        file = f"policy/{edit.file}"
+        self.teller.changed(file, lines)
+        args = ("policy", "apply", "-f", file, "-m", message)
+        result.commands.append(shown(*args))
+        self.teller.command(shown(*args))
+        said = (await self.mesh.control.ask(*args)).said.splitlines()
+        outcome = next((number for number, line in enumerate(said) if line.startswith("change ")), 0)
+        self.teller.output(said[outcome:])  # the difference before that has been shown
         await trio.sleep(SETTLE_S)
 
     async def _mark(self) -> Sample:
@@ -340,6 +470,8 @@ class Story:
             "identities": self.identities,
             "denied": self.denied,
             "filter": self.filter,
+            "killed": self.killed,
+            "joined": self.joined,
         }
 
 
@@ -349,6 +481,25 @@ async def _until(condition: Callable[[], bool], within_s: float = WAIT_S) -> boo
             await trio.sleep(0.1)
         return True
     return False
+
+
+async def _until_so(condition: Callable[[], Awaitable[bool]], within_s: float = WAIT_S) -> bool:
+    with trio.move_on_after(within_s):
+        while not await condition():  # noqa: ASYNC110 - a sidecar's admin tells of no event
+            await trio.sleep(0.05)
+        return True
+    return False
+
+
+async def _until_not(condition: Callable[[], Awaitable[bool]], within_s: float) -> bool:
+    async def over() -> bool:
+        return not await condition()
+
+    return await _until_so(over, within_s)
+
+
+def _lists(lines: list[str], instance: Instance) -> bool:
+    return any(instance.address in line.split() for line in lines)
 
 
 def _within(result: Result, what: str, value: float | None, low: float, high: float) -> None:

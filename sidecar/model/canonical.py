@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .snapshot import Level, Origin, Service, Snapshot
 from .source import Source
@@ -20,6 +20,7 @@ from .source import Source
 FORMAT = 1
 
 Json = Any
+R = TypeVar("R")
 
 
 class SnapshotError(ValueError):
@@ -41,9 +42,24 @@ def service_to_json(service: Service) -> dict[str, Json]:
     return data
 
 
+def service_policy_to_json(service: Service) -> dict[str, Json]:
+    """What is said of a service without its addresses and without provenance: how a control plane sends it."""
+    data: dict[str, Json] = _Writer(provenance=False).value(service)
+    data.pop("endpoints", None)
+    return data
+
+
 def value_to_json(value: object) -> Json:
     """Any value that a Snapshot holds."""
     return _Writer(provenance=True, inline=True).value(value)
+
+
+def record_from_json(kind: type[R], data: Json) -> R:
+    """A frozen record of another package from its JSON: unknown keys and wrong types are refused. Raises
+    SnapshotError."""
+    reader: Any = _reader_of
+    record: R = reader(kind)(data, kind.__name__.lower(), [])
+    return record
 
 
 def origin_to_json(origin: Origin) -> dict[str, Json]:

@@ -34,6 +34,7 @@ from .snapshot import (
     Budget,
     CircuitBreaker,
     Fault,
+    Health,
     Limits,
     Mtls,
     PathHandling,
@@ -191,6 +192,24 @@ POOL = Table(
            builtin_text="4s to the application, 1m between sidecars"),),
 )  # fmt: skip
 
+_HEALTH = Health()
+HEALTH = Table(
+    "health",
+    (
+        Field("http", Text("a path", words.exact_path, 2048, "^/"), "GET this path on the first HTTP port; a status "
+              "from 200 to 399 is healthy.", builtin_text="TCP only"),
+        Field("tcp", Flag(), "Only connect to the first port, whatever a weaker level says of `http`.", False),
+        Field("interval", Duration(min_s=0.1, max_s=3600), "Between two checks, give or take 10%.",
+              _HEALTH.interval_s),
+        Field("timeout", Duration(max_s=600), "A check that takes longer has failed.", _HEALTH.timeout_s),
+        Field("healthy", Number(1, 100), "Good checks in a row that make it healthy.", _HEALTH.healthy),
+        Field("unhealthy", Number(1, 100), "Failed checks in a row that make it unhealthy.", _HEALTH.unhealthy),
+        Field("grpc", Anything(), "", later="P0203"),
+    ),
+    doc="How the service's sidecar checks its own application. Callers avoid an instance that is unhealthy; it stays "
+    "registered.",
+)  # fmt: skip
+
 _TRAFFIC = (
     Field("timeout", TIMEOUT, "Deadlines."),
     Field("retry", RETRY, "Retries, by the caller's sidecar."),
@@ -207,12 +226,12 @@ _SERVICE_ONLY = (
           "peers of the mesh, also plain peers (counted), or plain peers only.", Service("").mtls),
     Field("max_connection_age", _LIMIT, "Connections older than this are drained.", Service("").max_connection_age_s),
     Field("pool", POOL, "Pooled connections."),
+    Field("health", HEALTH, "Checks of the application, by its own sidecar."),
 )  # fmt: skip
 """Settings that belong to a service as a whole."""
 
 _LATER_SERVICE = (
     Field("outliers", Anything(), "", later="P0202"),
-    Field("health", Anything(), "", later="P0203"),
     Field("slow_start", Anything(), "", later="P0205"),
 )
 

@@ -4,6 +4,8 @@ Works on a whole Snapshot, by the provenance of its values. Only what is certain
 change anything. Of values that many routes inherit, one warning is given, at the place that states them.
 """
 
+from collections.abc import Collection, Set
+
 from .problems import Sink
 from .snapshot import (
     NONE,
@@ -24,15 +26,18 @@ _COMPARED_MAX = 100  # of each path: what lies beyond is not warned of
 _OWN = (Level.SERVICE, Level.ROUTE)
 
 
-def lint(snapshot: Snapshot, sink: Sink) -> None:
-    for service in snapshot.services.values():
+def lint(snapshot: Snapshot, sink: Sink, only: Collection[str] | None = None) -> None:
+    """`only`: of these services; all are looked at."""
+    wanted = snapshot.services.keys() if only is None else frozenset(only)
+    for name in sorted(wanted & snapshot.services.keys()):
+        service = snapshot.services[name]
         _shadowed(service, sink)
         for route in service.routes:
             _tries(route, sink)
             _unsafe_retries(route, sink)
         _inert(service, sink)
-    _inert_retries(snapshot, sink)
-    _retry_layers(snapshot, sink)
+    _inert_retries(snapshot, wanted, sink)
+    _retry_layers(snapshot, wanted, sink)
 
 
 def _stated(*origins: Origin) -> Source:
@@ -133,7 +138,7 @@ def _unsafe_retries(route: Route, sink: Sink) -> None:
         )
 
 
-def _inert_retries(snapshot: Snapshot, sink: Sink) -> None:
+def _inert_retries(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
     """What is stated of retries and acts on no route at all."""
     acting: set[tuple[str, Source]] = set()
     inert: dict[tuple[str, Source], tuple[str, str]] = {}
@@ -144,14 +149,14 @@ def _inert_retries(snapshot: Snapshot, sink: Sink) -> None:
                 origin = origins[f"retry.{key}"]
                 if retry.max_retries:
                     acting.add((key, origin.source))
-                elif origin.level in _OWN:
+                elif origin.level in _OWN and service.name in wanted:
                     why = _where(origins["retry.max_retries"])
                     inert[key, origin.source] = (f"`retry.{key}` never acts: max_retries is 0", why)
             if "timeout" in retry.failures:
                 at = ("timeout", origins["retry.when"].source)
                 if route.timeouts.try_s != NONE:
                     acting.add(at)
-                elif retry.max_retries:
+                elif retry.max_retries and service.name in wanted:
                     inert[at] = ("`timeout` in `retry.when` never acts: no `timeout.try` is set", "")
     for at, (message, label) in inert.items():
         if at not in acting:
@@ -213,7 +218,7 @@ def _tcp_rules(service: Service, level: AuthzLevel, sink: Sink) -> None:
             sink.warning("P0305", message, rule.source, help="deny by `from` alone")
 
 
-def _retry_layers(snapshot: Snapshot, sink: Sink) -> None:
+def _retry_layers(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
     """A calls B, B calls C, and both B and C are retried on purpose."""
     own: dict[str, Origin] = {}
     for service in snapshot.services.values():
@@ -227,7 +232,7 @@ def _retry_layers(snapshot: Snapshot, sink: Sink) -> None:
         if service.name not in own or service.name not in callers:
             continue
         for name, call in service.calls.items():
-            if name in own and call.max_retries != 0:
+            if name in own and call.max_retries != 0 and not wanted.isdisjoint((service.name, name)):
                 sink.warning(
                     "P0306",
                     f"`{service.name}` and `{name}`, which it calls, are both retried",

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fields import FILE
-from .kinds import Block, Stated
+from .documents import add_file
 from .lint import lint
-from .problems import Problem, Severity, Sink, clip
+from .problems import Problem, Severity, Sink
 from .resolve import Documents, resolve
 from .snapshot import Snapshot
 from .source import Source
-from .yaml_tree import BYTES_MAX, normalise, read_yaml
+from .yaml_tree import BYTES_MAX, normalise
 
 FILES_MAX = 5000
 TOTAL_BYTES_MAX = 32 * 1024 * 1024
@@ -41,6 +40,11 @@ class Loaded:
 def load_policy(paths: Sequence[Path]) -> Loaded:
     """All files, and all `*.yaml` and `*.yml` files of all folders, as one policy."""
     sink = Sink()
+    return load_texts(read_texts(paths, sink), sink)
+
+
+def read_texts(paths: Sequence[Path], sink: Sink) -> dict[str, str]:
+    """The same files, only read: their texts by file name. What cannot be read is a problem in `sink`."""
     texts: dict[str, str] = {}
     total = 0
     for path in _files(paths, sink):
@@ -54,7 +58,7 @@ def load_policy(paths: Sequence[Path]) -> Loaded:
         text = _decode(content, str(path), sink)
         if text is not None:
             texts[str(path)] = text
-    return load_texts(texts, sink)
+    return texts
 
 
 def load_texts(texts: Mapping[str, str], sink: Sink | None = None) -> Loaded:
@@ -62,7 +66,7 @@ def load_texts(texts: Mapping[str, str], sink: Sink | None = None) -> Loaded:
     sink = Sink() if sink is None else sink
     documents = Documents()
     for file in sorted(texts):
-        _add(texts[file], file, documents, sink)
+        add_file(texts[file], file, documents, sink)
     services = resolve(documents, sink)
     snapshot = Snapshot(services, _revision(texts))
     if not sink.failed:
@@ -159,41 +163,3 @@ def _decode(content: bytes, file: str, sink: Sink) -> str | None:
             help="save the file as UTF-8",
         )
         return None
-
-
-def _add(text: str, file: str, documents: Documents, sink: Sink) -> None:
-    before = sink.failed
-    node = read_yaml(text, file, sink)
-    if node is None:
-        if not before and not sink.failed:
-            sink.error("P0109", "the file is empty", Source(file, 1, 1), help="a policy begins with version: 1")
-        return
-    block = FILE.decode(node, "", sink)
-    if not isinstance(block, Block):
-        return
-    for key in ("defaults", "enforced"):
-        stated = block.stated(key)
-        if stated is None:
-            continue
-        first: Stated | None = getattr(documents, key)
-        if first is not None:
-            sink.error(
-                "P0113",
-                f"`{key}` is stated twice",
-                stated.key,
-                label=f"first here: {first.key.source}",
-                help=f"a policy has one `{key}`",
-            )
-        else:
-            setattr(documents, key, stated)
-    for name, stated in (block.get("services") or {}).items():
-        if name in documents.services:
-            sink.error(
-                "P0113",
-                f'the service "{clip(name)}" is defined twice',
-                stated.key,
-                label=f"first here: {documents.services[name].key.source}",
-                help="a service is defined in one place",
-            )
-        else:
-            documents.services[name] = stated

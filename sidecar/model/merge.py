@@ -16,6 +16,7 @@ from .snapshot import (
     Budget,
     CircuitBreaker,
     FilterUse,
+    Health,
     Level,
     Limits,
     Origin,
@@ -150,6 +151,26 @@ def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
         open_for_s=values["circuit_breaker.open_for"],
         max_open_s=values["circuit_breaker.max_open"],
         success_rate=values["circuit_breaker.success_rate"] or None,
+    )
+
+
+def health_of(effective: Effective) -> Health | None:
+    """`tcp` silences an `http` of a weaker level, and the other way round; None where no level states anything."""
+    values, origins = effective.values, effective.origins
+    stated = [path for path in values if path.startswith("health.") and origins[path].level is not Level.BUILT_IN]
+    if not stated:
+        return None
+    http = values["health.http"]
+    if http is not None and values["health.tcp"]:
+        order = list(Level)
+        if order.index(origins["health.tcp"].level) > order.index(origins["health.http"].level):
+            http = None
+    return Health(
+        http=http,
+        interval_s=values["health.interval"],
+        timeout_s=values["health.timeout"],
+        healthy=values["health.healthy"],
+        unhealthy=values["health.unhealthy"],
     )
 
 

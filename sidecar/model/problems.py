@@ -42,7 +42,7 @@ CODES: Mapping[str, str] = {
     "P0117": "Services fall back to each other in a circle.",
     "P0201": "A port's protocol that is not supported yet.",
     "P0202": "`outliers` is not supported yet.",
-    "P0203": "`health` is not supported yet.",
+    "P0203": "`health.grpc` is not supported yet.",
     "P0204": "`mirror` is not supported yet.",
     "P0205": "`slow_start` is not supported yet.",
     "P0206": "A balancing policy that is not supported yet.",

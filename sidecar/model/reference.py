@@ -27,6 +27,7 @@ _SECTIONS: tuple[tuple[str, Table], ...] = (
     ("balance", fields.BALANCE),
     ("rate_limit", fields.RATE_LIMIT),
     ("pool", fields.POOL),
+    ("health", fields.HEALTH),
     ("authz", fields.AUTHZ),
     ("authz.allow[] and authz.deny[]", fields.RULE),
     ("filters[]", fields.FILTER),

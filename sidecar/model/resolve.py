@@ -3,7 +3,7 @@
 Must not know files. Reports every problem it can; what it gives is only served where no error was reported.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from .merge import (
     Effective,
     apply,
     circuit_breaker_of,
+    health_of,
     limits_of,
     timeouts_of,
 )
@@ -36,7 +37,7 @@ from .tables import Table
 from .yaml_tree import Map
 
 _ENFORCED_SETTINGS = Table("enforced", tuple(each for each in ENFORCED.fields if each.key in SETTINGS.by_key))
-_CALLEE_ENFORCES = ("authz", "mtls", "rate_limit")
+_CALLEE_ENFORCES = ("authz", "mtls", "rate_limit", "health")
 
 
 @dataclass(slots=True)
@@ -48,51 +49,66 @@ class Documents:
     enforced: Stated | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What every service of a policy stands between: `defaults` below it, `enforced` above."""
+
+    below: Effective
+    enforced: Block | None
+    shared: AuthzLevel | None
+    ceiling: AuthzLevel | None
+
+
 def resolve(documents: Documents, sink: Sink) -> dict[str, Service]:
     """Every service by name, sorted."""
-    defaults = documents.defaults.value if documents.defaults is not None else None
-    enforced = documents.enforced.value if documents.enforced is not None else None
-    below = apply(BUILT_IN_SETTINGS, Level.DEFAULTS, defaults, SETTINGS)
-    check_backoff(below, sink)
-    check_callers(defaults, documents.services, sink)
-    check_callers(enforced, documents.services, sink)
-    shared = authz_level(Level.DEFAULTS, defaults, "defaults.")
-    ceiling = authz_level(Level.ENFORCED, enforced, "enforced.")
-    built = {
-        name: _service(name, documents.services[name], documents, below, enforced, shared, ceiling, sink)
-        for name in sorted(documents.services)
-    }
-    _check_fallbacks(documents, sink)
-    services = {}
+    stated = documents.services
+    levels = build_levels(documents.defaults, documents.enforced, stated, sink)
+    built = {name: build_service(name, stated[name], stated, levels, sink) for name in sorted(stated)}
+    for circle in fallback_circles({name: fallbacks_of(each) for name, each in stated.items()}):
+        report_circle(circle, stated, sink)
     ceilings: dict[str, Mapping[str, float]] = {}
-    for name, service in built.items():
-        stated = documents.services[name].value.get("calls") or {}
-        calls = build_calls(name, stated, built, documents.services, ceilings, sink)
-        services[name] = _with_calls(service, calls) if calls else service
-    return services
+    return {name: add_calls(service, stated[name], built, stated, ceilings, sink) for name, service in built.items()}
 
 
-def _with_calls(service: Service, calls: Mapping[str, Any]) -> Service:
-    return replace(service, calls=calls)
+def build_levels(defaults: Stated | None, enforced: Stated | None, services: Collection[str], sink: Sink) -> Levels:
+    weakest = defaults.value if defaults is not None else None
+    strongest = enforced.value if enforced is not None else None
+    below = apply(BUILT_IN_SETTINGS, Level.DEFAULTS, weakest, SETTINGS)
+    check_backoff(below, sink)
+    for block in (weakest, strongest):
+        check_callers(block, services, sink)
+        _check_health(block, sink)
+    shared = authz_level(Level.DEFAULTS, weakest, "defaults.")
+    ceiling = authz_level(Level.ENFORCED, strongest, "enforced.")
+    return Levels(below, strongest, shared, ceiling)
 
 
-def _service(
-    name: str,
+def add_calls(
+    service: Service,
     stated: Stated,
-    documents: Documents,
-    below: Effective,
-    enforced: Block | None,
-    shared: AuthzLevel | None,
-    ceiling: AuthzLevel | None,
+    built: Mapping[str, Service],
+    services: Mapping[str, Stated],
+    ceilings: dict[str, Mapping[str, float]],
     sink: Sink,
 ) -> Service:
+    """`built` holds at least the services that this one calls, still without calls of their own; `ceilings` is filled
+    as they are met."""
+    calls = build_calls(service.name, stated.value.get("calls") or {}, built, services, ceilings, sink)
+    return replace(service, calls=calls) if calls else service
+
+
+def build_service(name: str, stated: Stated, services: Mapping[str, Stated], levels: Levels, sink: Sink) -> Service:
+    """One service, still without its calls. Of the others it asks for no more than their names, and the ports of those
+    that it falls back to."""
+    enforced, ceiling = levels.enforced, levels.ceiling
     block: Block = stated.value
-    effective = apply(below, Level.SERVICE, block, SETTINGS)
+    effective = apply(levels.below, Level.SERVICE, block, SETTINGS)
     own = authz_level(Level.SERVICE, block, f"services.{name}.")
-    check_callers(block, documents.services, sink)
+    check_callers(block, services, sink)
+    _check_health(block, sink)
     versions: Mapping[str, Stated] = block.get("versions") or {}
-    levels = tuple(level for level in (shared, own) if level is not None)
-    frame = Frame(name, versions, documents.services, effective, enforced, levels, ceiling)
+    rules = tuple(level for level in (levels.shared, own) if level is not None)
+    frame = Frame(name, versions, services, effective, enforced, rules, ceiling)
     routes = build_routes(block.get("routes") or (), frame, stated.key.source, sink)
     final = apply(effective, Level.ENFORCED, enforced, _ENFORCED_SETTINGS)
     endpoints = _endpoints(block, sink)
@@ -110,10 +126,11 @@ def _service(
         limits=limits_of(final),
         circuit_breaker=circuit_breaker_of(final),
         timeouts=timeouts_of(final),
-        authz=(*levels, ceiling) if ceiling is not None else levels,
+        authz=(*rules, ceiling) if ceiling is not None else rules,
         mtls=values["mtls"],
         pool_idle_s=values["pool.idle"],
         max_connection_age_s=values["max_connection_age"],
+        health=health_of(final),
         owners=block.get("owners") or (),
         source=stated.key.source,
         provenance=final.origins,
@@ -220,6 +237,16 @@ def _check_enforcement(name: str, block: Block, endpoints: tuple[EndpointSpec, .
                     sink.error("P0112", message, each.node, help="with side: out the caller's sidecar runs it")
 
 
+def _check_health(block: Block | None, sink: Sink) -> None:
+    """One level says one way to check."""
+    health = block.get("health") if block is not None else None
+    if health is None:
+        return
+    tcp = health.stated("tcp")
+    if tcp is not None and tcp.value and health.stated("http") is not None:
+        sink.error("P0111", "`health` says both `http` and `tcp`", tcp.key, help="remove one of them")
+
+
 def _check_paths(block: Block, routes: tuple[Route, ...], sink: Sink) -> None:
     """Paths that are passed on as they came cannot be judged."""
     levels = {id(level): level for route in routes for level in route.authz}.values()
@@ -245,17 +272,22 @@ def _check_paths(block: Block, routes: tuple[Route, ...], sink: Sink) -> None:
             )
 
 
-def _check_fallbacks(documents: Documents, sink: Sink) -> None:
-    """Fallback services must not form a circle."""
-    edges: dict[str, dict[str, Ref]] = {}
-    for name, stated in documents.services.items():
-        for route in stated.value.get("routes") or ():
-            fallback = route.get("fallback")
-            ref = fallback.get("service") if fallback is not None else None
-            if ref is not None and ref.name != name:
-                edges.setdefault(name, {})[ref.name] = ref
+def fallbacks_of(stated: Stated) -> dict[str, Ref]:
+    """The other services that a service falls back to, each with a place that says so."""
+    refs: dict[str, Ref] = {}
+    for route in stated.value.get("routes") or ():
+        fallback = route.get("fallback")
+        ref = fallback.get("service") if fallback is not None else None
+        if ref is not None:
+            refs[ref.name] = ref
+    return refs
+
+
+def fallback_circles(edges: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
+    """Services that fall back to each other in a circle, each circle once: its names in order. A service that falls
+    back to itself is reported elsewhere."""
     done: set[str] = set()
-    for start in sorted(edges):
+    for start in sorted(name for name, after in edges.items() if after):
         trail: dict[str, Iterator[str]] = {} if start in done else {start: iter(sorted(edges[start]))}
         while trail:
             name = next(reversed(trail))
@@ -265,10 +297,16 @@ def _check_fallbacks(documents: Documents, sink: Sink) -> None:
                 done.add(name)
             elif after in trail:
                 names = list(trail)
-                circle = " -> ".join([*names[names.index(after) :], after])
-                sink.error("P0117", f"fallbacks in a circle: {circle}", edges[name][after].node)
+                if after != name:
+                    yield names[names.index(after) :]
             elif after not in done:
                 trail[after] = iter(sorted(edges.get(after, ())))
+
+
+def report_circle(circle: list[str], services: Mapping[str, Stated], sink: Sink) -> None:
+    refs = fallbacks_of(services[circle[-1]])
+    message = f"fallbacks in a circle: {' -> '.join([*circle, circle[0]])}"
+    sink.error("P0117", message, refs[circle[0]].node)
 
 
 assert {each.key for each in SETTINGS.fields} <= {each.key for each in DEFAULTS.fields} & {

@@ -116,6 +116,18 @@ class CircuitBreaker:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """How a sidecar checks its own application. `http`: the path to ask for; None: it is enough that it accepts a TCP
+    connection. `healthy` and `unhealthy`: results in a row that turn the verdict."""
+
+    http: str | None = None
+    interval_s: float = 10.0
+    timeout_s: float = 2.0
+    healthy: int = 2
+    unhealthy: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class RateLimit:
     requests: int
     per_s: float
@@ -285,7 +297,8 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """One static address. `identity`: the SPIFFE ID that must answer; None: the service's own."""
+    """One address; `host` may be `unix:/path`, then `port` is 0. `identity`: the SPIFFE ID that must answer; None: the
+    service's own. `healthy`: what whoever watches over the endpoint last said of it."""
 
     host: str
     port: int
@@ -293,6 +306,7 @@ class EndpointSpec:
     weight: int = 1
     tls: Tls = Tls.MESH
     identity: str | None = None
+    healthy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +342,7 @@ class Service:
     mtls: Mtls = Mtls.STRICT
     pool_idle_s: float | None = None  # None: 4 s towards the application, 60 s between sidecars
     max_connection_age_s: float = NONE
+    health: Health | None = None  # None: nothing is stated
     calls: Mapping[str, Call] = field(default_factory=dict)
     owners: tuple[str, ...] = ()
     source: Source = BUILT_IN

@@ -55,9 +55,12 @@ class Scalar(Node):
 
 @dataclass(frozen=True, slots=True)
 class Map(Node):
-    """In the order of the file."""
+    """In the order of the file. `ends` (of the two outermost levels): where the last text of each entry's value ends,
+    as line and column from 0 in the text that was read."""
 
     entries: dict[str, tuple[Scalar, Node]] = field(default_factory=dict)
+    flow: bool = field(default=False, compare=False)  # written in brackets
+    ends: dict[str, tuple[int, int]] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,12 @@ def normalise(text: str) -> str:
     return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_yaml(text: str, file: str, sink: Sink) -> Node | None:
-    """The tree of one normalised text; None where the file cannot be understood at all, or is empty."""
+def read_yaml(text: str, file: str, sink: Sink, first_line: int = 1) -> Node | None:
+    """The tree of one normalised text; None where the file cannot be understood at all, or is empty. `first_line` is
+    the number of the text's first line, where it is a piece of a file."""
     bad = _FORBIDDEN.search(text)
     if bad is not None:
-        line = text.count("\n", 0, bad.start()) + 1
+        line = text.count("\n", 0, bad.start()) + first_line
         column = bad.start() - text.rfind("\n", 0, bad.start())
         char = f"U+{ord(bad.group()):04X}"
         sink.error(
@@ -99,19 +103,19 @@ def read_yaml(text: str, file: str, sink: Sink) -> Node | None:
         sink.error("P0114", f"the file holds more than {BYTES_MAX // 1024 // 1024} MB", Source(file))
         return None
     try:
-        return _Reader(text, file, sink).document()
+        return _Reader(text, file, sink, first_line).document()
     except _TooMuch:
         return None
     except yaml.YAMLError as error:
-        _report_syntax(error, text, file, sink)
+        _report_syntax(error, text, file, sink, first_line)
         return None
 
 
-def _report_syntax(error: yaml.YAMLError, text: str, file: str, sink: Sink) -> None:
+def _report_syntax(error: yaml.YAMLError, text: str, file: str, sink: Sink, first_line: int) -> None:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = str(getattr(error, "problem", None) or getattr(error, "context", None) or "cannot be read")
     if mark is None:
-        sink.error("P0101", f"not valid YAML: {clip(what)}", Source(file, 1, 1))
+        sink.error("P0101", f"not valid YAML: {clip(what)}", Source(file, first_line, 1))
         return
     lines = text.split("\n")
     line = lines[mark.line] if mark.line < len(lines) else ""
@@ -124,17 +128,20 @@ def _report_syntax(error: yaml.YAMLError, text: str, file: str, sink: Sink) -> N
         help = "quote a value that holds `: `, and check the indentation of this line and the one above"
     elif line[mark.column : mark.column + 1] in ("@", "`", "%"):
         help = "quote a value that begins with @, ` or %"
-    sink.error("P0101", f"not valid YAML: {clip(what, 100)}", Source(file, mark.line + 1, mark.column + 1), help=help)
+    at = Source(file, mark.line + first_line, mark.column + 1)
+    sink.error("P0101", f"not valid YAML: {clip(what, 100)}", at, help=help)
 
 
 class _Reader:
     """Turns events into nodes. `Event` objects come lazily, so a hostile file is left at the first bound it passes."""
 
-    def __init__(self, text: str, file: str, sink: Sink) -> None:
+    def __init__(self, text: str, file: str, sink: Sink, first_line: int) -> None:
         self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=_LOADER))
         self._file = file
         self._sink = sink
+        self._first_line = first_line
         self._nodes = 0
+        self._end: yaml.Event | None = None  # the last one that has text of its own
 
     def document(self) -> Node | None:
         root: Node | None = None
@@ -161,6 +168,7 @@ class _Reader:
             self._sink.error("P0114", f"nested more than {DEPTH_MAX} levels deep", source)
             raise _TooMuch
         if isinstance(event, yaml.AliasEvent):
+            self._end = event
             self._refuse(event, f"the alias *{clip(str(event.anchor))}", "write the value out, or use `defaults`")
             return Broken(source, length)
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
@@ -169,16 +177,21 @@ class _Reader:
         if event.tag is not None:
             self._refuse(event, f"the tag {clip(str(event.tag))}", "remove the tag; quote a value to make it a string")
         if isinstance(event, yaml.ScalarEvent):
+            self._end = event
             return self._scalar(event, source, length)
+        flow = bool(event.flow_style)
         if isinstance(event, yaml.MappingStartEvent):
-            return self._map(source, depth)
+            return self._map(source, depth, flow)
         items = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             items.append(self._node(event, depth + 1))
+        if flow:
+            self._end = event
         return List(source, self._span(source, event), tuple(items))
 
-    def _map(self, source: Source, depth: int) -> Map:
+    def _map(self, source: Source, depth: int, flow: bool) -> Map:
         entries: dict[str, tuple[Scalar, Node]] = {}
+        ends: dict[str, tuple[int, int]] | None = {} if depth <= 2 else None
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._node(event, depth + 1)
             value = self._node(next(self._events), depth + 1)
@@ -201,7 +214,13 @@ class _Reader:
                 )
             else:
                 entries[key.text] = (key, value)
-        return Map(source, self._span(source, event), entries)
+                if ends is not None:
+                    assert self._end is not None
+                    assert self._end.end_mark is not None
+                    ends[key.text] = (self._end.end_mark.line, self._end.end_mark.column)
+        if flow:
+            self._end = event
+        return Map(source, self._span(source, event), entries, flow, ends)
 
     def _scalar(self, event: yaml.ScalarEvent, source: Source, length: int) -> Scalar | Broken:
         text = event.value
@@ -220,7 +239,7 @@ class _Reader:
         assert start is not None
         assert end is not None
         length = end.column - start.column if start.line == end.line else 1
-        return Source(self._file, start.line + 1, start.column + 1), max(1, length)
+        return Source(self._file, start.line + self._first_line, start.column + 1), max(1, length)
 
     def _span(self, source: Source, end: yaml.Event) -> int:
         """A collection in brackets on one line is underlined as a whole, any other at its first character."""

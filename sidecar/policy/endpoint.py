@@ -11,16 +11,20 @@ from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Tls
 
 from .breaker import Breaker
 
+UNIX = "unix:"
+
 
 def endpoint_key(host: str, port: int) -> str:
-    """host:port, with brackets where the host is an IPv6 address."""
+    """host:port, with brackets where the host is an IPv6 address; `unix:/path` as it is."""
+    if host.startswith(UNIX):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Endpoint:
-    """`active` counts attempts in flight and is written by the exchange alone; `healthy` is written by health checks.
-    `identity` is the SPIFFE ID that must answer, `sni` the server name to ask for; whoever knows the service completes
-    them."""
+    """`active` counts attempts in flight and is written by the exchange alone; `healthy` is what the snapshot last
+    said of it. `identity` is the SPIFFE ID that must answer, `sni` the server name to ask for; whoever knows the
+    service completes them."""
 
     __slots__ = (
         "active",
@@ -59,16 +63,22 @@ class Endpoint:
         self.breaker = Breaker(circuit_breaker)
         self.idle: list[Any] = []  # last in, first out, so that spare connections age and close
         self.dials: Any = None  # the connections being made, likewise the proxy's
-        self.healthy = True
+        self.healthy = spec.healthy
         self.successes = 0
         self.failures = 0
 
+    @property
+    def placeholder(self) -> bool:
+        """Whether this stands for an application that nobody can reach: its service has no port and no address."""
+        return not self.port and not self.host.startswith(UNIX)
+
     def update(self, spec: EndpointSpec) -> None:
-        """A new policy names the same address reached in the same way."""
+        """A new policy names the same address reached in the same way. Health alone changes nothing else."""
         assert (spec.host, spec.port) == self.address and spec.tls is self.tls
         self.labels = spec.labels
         self.weight = spec.weight
         self.identity = spec.identity
+        self.healthy = spec.healthy
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.key} active={self.active}>"

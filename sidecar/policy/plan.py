@@ -113,7 +113,8 @@ class Plans:
     by_port: Mapping[tuple[str, str], ServicePlan] = field(default_factory=dict)
     inbound: Mapping[str, PortPlan] = field(default_factory=dict)
     local_ports: tuple[LocalPort, ...] = ()
-    foreign_hosts: frozenset[bytes] = frozenset()  # hosts that name another service of the mesh
+    own_hosts: frozenset[bytes] = frozenset()  # hosts that name the own service
+    foreign_hosts: frozenset[bytes] = frozenset()  # hosts that name another service of the snapshot
     mtls: Mtls = Mtls.STRICT
     chains: tuple[Any, ...] = ()  # every filter chain
     connection_hooks: tuple[Any, ...] = ()  # chains that look at inbound connections
@@ -143,7 +144,7 @@ class Surroundings:
 
     own: str
     trust_domain: str
-    apps: Mapping[str, tuple[str, int]]  # port name (or "") -> the application's address
+    apps: Mapping[str, tuple[str, int]]  # port name (or "") -> the application's address; ("unix:/path", 0)
     sticky_key: bytes
     chain: MakeChain
     stats: MakeStats
@@ -208,6 +209,7 @@ class _Compiler:
                 self.stale.extend(cluster.endpoints.values())
                 cluster.endpoints = {}  # what is still being made for it is not kept
         self.state.clusters = self.clusters
+        own_hosts = frozenset(_hosts_of(service))
         foreign = (host for s in snapshot.services.values() if s.name != own for host in _hosts_of(s))
         plans = Plans(
             snapshot=snapshot,
@@ -217,7 +219,8 @@ class _Compiler:
             by_port=http,
             inbound=here,
             local_ports=tuple(self._local_port(call, http, tcp) for call in service.calls.values() if call.local_port),
-            foreign_hosts=frozenset(foreign) - frozenset(_hosts_of(service)),
+            own_hosts=own_hosts,
+            foreign_hosts=frozenset(foreign) - own_hosts,
             mtls=service.mtls,
             chains=tuple(self.chains),
             connection_hooks=tuple(

@@ -23,7 +23,7 @@ import trio
 from .bind import BindError, bind_listener, raise_nofile
 from .connect import Address, tune
 from .handshake import Turn
-from .tls import Identity, MeshSocket, PeerRejected, peer_identity, why
+from .tls import BanCheck, Identity, MeshSocket, PeerRejected, nobody_banned, peer_identity, why
 
 __all__ = ["AcceptLimits", "Accepted", "BindError", "Gate", "bind_listener", "raise_nofile", "serve_listener"]
 
@@ -46,13 +46,15 @@ class AcceptLimits:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A connection, ready to be read. `peer` is the proven SPIFFE ID ("" for plain); `sni` and `alpn` as agreed."""
+    """A connection, ready to be read. `peer` is the proven SPIFFE ID ("" for plain) and `fingerprint` that of the leaf
+    which proves it (SHA-256 in hex); `sni` and `alpn` as agreed."""
 
     sock: Any  # socket.socket or ssl.SSLSocket, non-blocking
     address: Address
     peer: str = ""
     sni: str = ""
     alpn: str | None = None
+    fingerprint: str = ""
 
 
 class _Newcomer:
@@ -168,16 +170,18 @@ async def serve_listener(
     tls: Identity | None = None,
     permissive: Callable[[], bool] = lambda: False,
     gate: Gate | None = None,
+    banned: BanCheck = nobody_banned,
     on_refused: Callable[[Address, str], object] = _ignore,
     report: Callable[[str], object] = _ignore,
 ) -> None:
     """Accept until cancelled. `call(on_connection, accepted)` hands on each connection (Reactor.call). With `tls` the
-    caller must prove an identity of our trust domain; `permissive` says whether plain callers are let in beside.
+    caller must prove an identity of our trust domain that is not `banned` (with CERT_OPTIONAL, if it states any);
+    `permissive` says whether plain callers are let in beside.
     `on_refused` hears of each connection that did not get in and why; `report` gets lines for the log. The listener
     stays the caller's.
     """
     async with trio.open_nursery() as nursery:
-        front = _Front(listener, on_connection, call, tls, permissive, gate or Gate(), on_refused, report)
+        front = _Front(listener, on_connection, call, tls, permissive, gate or Gate(), banned, on_refused, report)
         front.nursery = nursery
         try:
             await front.accept()
@@ -216,6 +220,7 @@ class _Front:
         tls: Identity | None,
         permissive: Callable[[], bool],
         gate: Gate,
+        banned: BanCheck,
         on_refused: Callable[[Address, str], object],
         report: Callable[[str], object],
     ) -> None:
@@ -225,6 +230,7 @@ class _Front:
         self.tls = tls
         self.permissive = permissive
         self.gate = gate
+        self.banned = banned
         self.on_refused = on_refused
         self.report = report
         self.reserve = _Reserve()
@@ -324,6 +330,6 @@ class _Front:
             newcomer.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
         await self.gate.handshake(newcomer, sock)
-        peer = peer_identity(sock, contexts.trust_domain)
+        proof = peer_identity(sock, contexts.trust_domain, self.banned)
         sni = sock.sni if isinstance(sock, MeshSocket) else ""
-        return Accepted(sock, newcomer.address, peer, sni, sock.selected_alpn_protocol())
+        return Accepted(sock, newcomer.address, proof.identity, sni, sock.selected_alpn_protocol(), proof.fingerprint)

@@ -60,9 +60,9 @@ class Channel:
 
     __slots__ = (
         "_after_flush", "_broken", "_discard_left", "_ending", "_fault", "_hooked", "_linger_s", "_mask", "_read_bytes",
-        "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "address", "eof", "fd",
-        "half_close", "notify_empty", "open", "out", "out_bytes", "owner", "peer", "reactor", "reading", "sock", "tls",
-        "watch_hangup",
+        "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "eof", "fd",
+        "fingerprint", "half_close", "notify_empty", "open", "out", "out_bytes", "owner", "peer", "reactor", "reading",
+        "sock", "tls", "watch_hangup",
     )  # fmt: skip
 
     def __init__(
@@ -73,14 +73,15 @@ class Channel:
         watch_hangup: bool,
         *,
         peer: str = "",
-        address: tuple[str, int] = ("", 0),
+        fingerprint: str = "",
     ) -> None:
+        """`peer` and `fingerprint`: whom the other end has proven to be, and by which certificate."""
         self.reactor = reactor
         self.sock = sock
         self.owner: Owner = owner
         self.watch_hangup = watch_hangup
         self.peer = peer
-        self.address = address
+        self.fingerprint = fingerprint
         self.fd: int = sock.fileno()
         self.tls = hasattr(sock, "pending")
         self._recv: Callable[[int], bytes] = sock.recv

@@ -14,12 +14,15 @@ from typing import Any
 
 import trio
 
+from sidecar.policy.endpoint import UNIX
+
 from .handshake import Turn, handshake
-from .tls import PeerRejected, peer_identity, why
+from .tls import NOBODY, BanCheck, PeerRejected, nobody_banned, peer_identity, why
 
 RESOLVED_FOR_S = 5.0
 RESOLVED_MAX = 256
 ADDRESSES_MAX = 8
+UNIX_BUSY_S = 0.01
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 6
 SO_MARK = getattr(socket, "SO_MARK", 36)
 
@@ -37,21 +40,26 @@ class WrongPeer(DialError, PeerRejected):
 
 @dataclass(frozen=True, slots=True)
 class Dialled:
-    """A connection that is ready for its first byte. `peer` is the proven SPIFFE ID, "" without mutual TLS."""
+    """A connection that is ready for its first byte. `peer` is the proven SPIFFE ID and `fingerprint` that of the leaf
+    which proves it, both "" without mutual TLS."""
 
     sock: Any  # socket.socket or ssl.SSLSocket, non-blocking
     peer: str
     alpn: str | None
+    fingerprint: str = ""
 
 
 class Resolver:
-    """Numeric addresses as they are; names through the system's resolver, kept for RESOLVED_FOR_S (trio's clock)."""
+    """Numeric addresses and `unix:/path` as they are; names through the system's resolver, kept for RESOLVED_FOR_S
+    (trio's clock)."""
 
     def __init__(self) -> None:
         self.cache: OrderedDict[Address, tuple[float, list[_Resolved]]] = OrderedDict()
 
     async def resolve(self, address: Address) -> list[_Resolved]:
         host, port = address
+        if host.startswith(UNIX):
+            return [(socket.AF_UNIX, host.removeprefix(UNIX))]
         numeric = numeric_address(host, port)
         if numeric is not None:
             return [numeric]
@@ -91,10 +99,12 @@ def numeric_address(host: str, port: int) -> _Resolved | None:
 
 
 class Dialler:
-    """What all connections of a process share. `mark` (SO_MARK) excludes our own traffic from interception."""
+    """What all connections of a process share. `mark` (SO_MARK) excludes our own traffic from interception; who is
+    `banned` is not spoken to."""
 
-    def __init__(self, *, mark: int | None = None, turn: Turn | None = None) -> None:
+    def __init__(self, *, mark: int | None = None, turn: Turn | None = None, banned: BanCheck = nobody_banned) -> None:
         self.mark = mark
+        self.banned = banned
         self.turn = turn if turn is not None else Turn()
         self.resolver = Resolver()
 
@@ -122,11 +132,11 @@ class Dialler:
                     sock, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=server_hostname
                 )
                 await handshake(sock, self.turn)
-                return _checked(sock, expect_identity, trust_domain, alpn)
+                return _checked(sock, expect_identity, trust_domain, alpn, self.banned)
         except BaseException as exc:
             if sock is not None:
                 sock.close()
-            where = f"{address[0]} port {address[1]}"
+            where = address[0] if address[0].startswith(UNIX) else f"{address[0]} port {address[1]}"
             if isinstance(exc, trio.TooSlowError):
                 raise DialError(f"{where}: no connection within {timeout_s:g} s") from None
             if isinstance(exc, ssl.SSLCertVerificationError | PeerRejected):
@@ -155,7 +165,7 @@ class Dialler:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             tune(sock)
-            if self.mark is not None:
+            if self.mark is not None and family != socket.AF_UNIX:
                 try:
                     sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)
                 except PermissionError:
@@ -169,6 +179,9 @@ class Dialler:
 
 
 async def _connect_one(sock: socket.socket, where: Any) -> None:
+    if sock.family == socket.AF_UNIX:
+        await _connect_unix(sock, where)
+        return
     try:
         sock.connect(where)
     except BlockingIOError:
@@ -180,16 +193,27 @@ async def _connect_one(sock: socket.socket, where: Any) -> None:
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
-def _checked(sock: ssl.SSLSocket, expect_identity: str | None, trust_domain: str, alpn: str | None) -> Dialled:
-    peer = ""
+async def _connect_unix(sock: socket.socket, path: str) -> None:
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:  # the listener's queue is full; of its getting shorter nobody tells
+            await trio.sleep(UNIX_BUSY_S)
+
+
+def _checked(
+    sock: ssl.SSLSocket, expect_identity: str | None, trust_domain: str, alpn: str | None, banned: BanCheck
+) -> Dialled:
+    proof = NOBODY
     if expect_identity is not None:
-        peer = peer_identity(sock, trust_domain or _trust_domain_of(expect_identity))
-        if peer != expect_identity:
-            raise PeerRejected(f"expected {expect_identity}, but {peer} answered")
+        proof = peer_identity(sock, trust_domain or _trust_domain_of(expect_identity), banned)
+        if proof.identity != expect_identity:
+            raise PeerRejected(f"expected {expect_identity}, but {proof.identity} answered")
     chosen = sock.selected_alpn_protocol()
     if alpn is not None and chosen != alpn:
         raise PeerRejected(f"expected ALPN {alpn}, but the peer chose {chosen or 'none'}")
-    return Dialled(sock, peer, chosen)
+    return Dialled(sock, proof.identity, chosen, proof.fingerprint)
 
 
 def _trust_domain_of(identity: str) -> str:
@@ -197,8 +221,10 @@ def _trust_domain_of(identity: str) -> str:
 
 
 def tune(sock: socket.socket) -> None:
-    """What every connection of ours has: non-blocking, no Nagle, TCP keep-alive."""
+    """What every connection of ours has: non-blocking; over TCP no Nagle, and keep-alive."""
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)

@@ -72,7 +72,9 @@ class Downstream:
         meters.connections_down.value += 1
         meters.connections_down_total.inc()
         self.born = self.heard = self.world.reactor.now
-        self.ch = Channel(self.world.reactor, sock, self, watch_hangup=True, peer=self.peer)
+        self.ch = Channel(
+            self.world.reactor, sock, self, watch_hangup=True, peer=self.peer, fingerprint=self.entry.fingerprint
+        )
         self.ch.half_close = not self.ch.tls
         self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
 

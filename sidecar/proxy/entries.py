@@ -30,6 +30,8 @@ class Entry:
     """What both sides share."""
 
     side = ""
+    any_host = False  # whether Host may name any service
+    fingerprint = ""  # of the certificate that proves the caller, where there is one
 
     @property
     def caller_service(self) -> str:
@@ -151,6 +153,7 @@ class Outbound(Entry):
         super().__init__(world)
         self.keep_host = keep_host
         self.fixed = fixed
+        self.any_host = fixed is None
         self.fixed_host = fixed[0].encode() if fixed is not None else b""
 
     def admit(self, serving: "Serving", m: Message, now: float) -> RoutePlan | None:
@@ -237,13 +240,15 @@ class Inbound(Entry):
 
     side = "in"
 
-    def __init__(self, world: "World", port: str, peer: str) -> None:
-        """`peer`: the caller's SPIFFE ID, "" for a plain peer; the entry belongs to one connection."""
+    def __init__(self, world: "World", port: str, peer: str, fingerprint: str = "") -> None:
+        """`peer`: the caller's SPIFFE ID, "" for a plain peer, and `fingerprint` that of its certificate; the entry
+        belongs to one connection."""
         super().__init__(world)
         self.port = port
         self.peer = peer
+        self.fingerprint = fingerprint
         self.caller = world.service_of(peer)
-        self.forwarded_for = world.client_cert_line(peer) if peer else b""
+        self.forwarded_for = world.client_cert_line(peer, fingerprint) if peer else b""
 
     @property
     def caller_service(self) -> str:
@@ -263,7 +268,7 @@ class Inbound(Entry):
             serving.down.last = True
             serving.refuse(Outcome.DENIED)
             return None
-        if service is None or m.host_key in plans.foreign_hosts:
+        if service is None or (m.host_key not in plans.own_hosts and world.is_foreign(m.host_key)):
             serving.refuse(Outcome.MISDIRECTED)
             return None
         if m.upgrade is not None:

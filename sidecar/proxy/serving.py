@@ -98,7 +98,7 @@ class Serving:
         """The head is complete: find the route, ask authorization and filters, begin."""
         plan = self.entry.admit(self, self.m, now)
         if plan is None:
-            return  # answered
+            return  # answered, or parked
         self.follow(plan)
         chain = plan.filters
         if chain is not None and chain.on_request:
@@ -112,6 +112,24 @@ class Serving:
                 self._replied(reply)
                 return
         self._begin(now)
+
+    def park(self) -> None:
+        """The service that is asked for must be fetched first."""
+        self.waiting_filter = True
+        if not self.m.done:
+            self.down.pause()  # else it reads on, to hear of a caller that leaves
+
+    def unpark(self, problem: str) -> None:
+        """Go on by the plans of the moment; with a `problem`, answer that nothing can serve."""
+        if self.over:
+            return
+        self.waiting_filter = False
+        if problem:
+            self.refuse(Outcome.NO_HEALTHY_ENDPOINT, problem)
+            return
+        if not self.m.done:
+            self.down.resume()
+        self.start(self.world.reactor.now)
 
     def follow(self, plan: RoutePlan) -> None:
         """From here on the request counts as one of this route's."""

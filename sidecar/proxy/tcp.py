@@ -19,11 +19,12 @@ from sidecar.policy.outcome import Outcome
 from sidecar.policy.plan import TcpPlan
 
 from .channel import NOBODY, Channel
-from .connect import DialError
+from .connect import DialError, Dialled
 from .tls import TCP
 from .tunnel import End, Tunnel, TunnelResult
 
 if TYPE_CHECKING:
+    from .accept import Accepted
     from .world import World
 
 
@@ -34,6 +35,7 @@ class _Call:
     side: str
     plan: TcpPlan
     peer: str
+    fingerprint: str
     address: str
     started: float
     rule: str = ""
@@ -42,7 +44,7 @@ class _Call:
 
 async def serve_outbound(world: "World", sock: Any, plan: TcpPlan, address: str) -> None:
     """Carry a connection of the application to one of a service's endpoints."""
-    call = _Call("out", plan, "", address, world.clock())
+    call = _Call("out", plan, "", "", address, world.clock())
     cluster = plan.cluster
     if cluster.connections >= cluster.limits.connections:
         cluster.overflows += 1
@@ -63,12 +65,13 @@ async def serve_outbound(world: "World", sock: Any, plan: TcpPlan, address: str)
         cluster.connections -= 1
         sock.close()
         raise
-    world.reactor.call(_join, world, call, sock, dialled.sock, False, endpoint.mesh, endpoint)
+    world.reactor.call(_join, world, call, sock, dialled, False, endpoint)
 
 
-async def serve_inbound(world: "World", sock: Any, plan: TcpPlan, peer: str, address: str) -> None:
+async def serve_inbound(world: "World", accepted: "Accepted", plan: TcpPlan) -> None:
     """Carry a mesh peer's framed stream (or a plain one, where mtls admits it) to the application."""
-    call = _Call("in", plan, peer, address, world.clock())
+    sock, peer = accepted.sock, accepted.peer
+    call = _Call("in", plan, peer, accepted.fingerprint, accepted.address[0], world.clock())
     authz = plan.authz
     if authz is not None:
         permissive = world.plans.mtls is not Mtls.STRICT
@@ -93,8 +96,12 @@ async def serve_inbound(world: "World", sock: Any, plan: TcpPlan, peer: str, add
     except BaseException:
         sock.close()
         raise
+    if world.is_banned(peer, call.fingerprint):  # meanwhile
+        dialled.sock.close()
+        _refuse(world, sock, call, Outcome.DENIED, f"{peer} is banned")
+        return
     plan.cluster.connections += 1
-    world.reactor.call(_join, world, call, sock, dialled.sock, bool(peer), False, endpoint)
+    world.reactor.call(_join, world, call, sock, dialled, bool(peer), endpoint)
 
 
 async def serve_passthrough(world: "World", sock: Any, target: tuple[str, int], address: str) -> None:
@@ -149,12 +156,10 @@ async def _reach(world: "World", plan: TcpPlan, call: _Call) -> tuple[Endpoint, 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _join(
-    world: "World", call: _Call, near: Any, far: Any, framed_near: bool, framed_far: bool, endpoint: Endpoint
-) -> None:
+def _join(world: "World", call: _Call, near: Any, far: Dialled, framed_near: bool, endpoint: Endpoint) -> None:
     cluster, side = call.plan.cluster, world.meters.inbound if call.side == "in" else world.meters.outbound
-    a = Channel(world.reactor, near, NOBODY, watch_hangup=False, peer=call.peer)
-    b = Channel(world.reactor, far, NOBODY, watch_hangup=False)
+    a = Channel(world.reactor, near, NOBODY, watch_hangup=False, peer=call.peer, fingerprint=call.fingerprint)
+    b = Channel(world.reactor, far.sock, NOBODY, watch_hangup=False, peer=far.peer, fingerprint=far.fingerprint)
     a.pause()
     b.pause()
     side.tcp_tunnels_total.inc()
@@ -175,7 +180,7 @@ def _join(
         idle_s=call.plan.timeouts.idle_tcp_s,
         on_done=over,
         framed_a=framed_near,
-        framed_b=framed_far,
+        framed_b=endpoint.mesh,
     )
     if tunnel.on_done is not None:
         world.tunnels[tunnel] = partial(_still_allowed, world, call) if call.side == "in" else None

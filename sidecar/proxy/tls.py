@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from certs.files import IdentityFiles
-from certs.svid import SvidError, check_leaf
+from certs.svid import SvidError, check_leaf, fingerprint
 
 GROUP = "prime256v1"  # both ends are ours; one group means no retry, and no costly one for a stranger to ask for
 HTTP1, TCP = "http/1.1", "pillion-tcp"
@@ -32,20 +32,40 @@ class MeshSocket(ssl.SSLSocket):
 
 
 SniCheck = Callable[[str], bool]
+BanCheck = Callable[[str, str], bool]
+"""Whether this identity, or this certificate (SHA-256 of the leaf in hex), is banned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whom a certificate has proven the peer to be, and by which one (SHA-256 of the leaf in hex)."""
+
+    identity: str
+    fingerprint: str
+
+
+NOBODY = Proof("", "")
+
+
+def nobody_banned(identity: str, fingerprint: str) -> bool:
+    return False
 
 
 def server_context(
-    identity: IdentityFiles, alpn: Sequence[str], *, sni: SniCheck | None = None, client_auth: bool = True
+    identity: IdentityFiles,
+    alpn: Sequence[str],
+    *,
+    sni: SniCheck | None = None,
+    client_auth: ssl.VerifyMode = ssl.CERT_REQUIRED,
 ) -> ssl.SSLContext:
     """The inbound side. `sni` is asked for the name of each ClientHello ("" for none); False refuses the handshake
-    with unrecognized_name. `client_auth=False` is for listeners whose clients have no certificate yet."""
+    with unrecognized_name. `client_auth=CERT_OPTIONAL` is for listeners whose clients may have no certificate yet."""
     mute_garbled_names()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslsocket_class = MeshSocket
     _mesh(context, identity, alpn)
     context.num_tickets = 0
-    if not client_auth:
-        context.verify_mode = ssl.CERT_NONE
+    context.verify_mode = client_auth
 
     def asked_for(sock: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> int | None:
         name = (name or "").lower().removesuffix(".")
@@ -109,15 +129,21 @@ def tell_truncation(context: ssl.SSLContext) -> None:
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent where OpenSSL is 1.1.1
 
 
-def peer_identity(sock: ssl.SSLSocket, trust_domain: str) -> str:
-    """The SPIFFE ID that the peer has proven. Call it right after the handshake."""
+def peer_identity(sock: ssl.SSLSocket, trust_domain: str, banned: BanCheck = nobody_banned) -> Proof:
+    """Whom the peer has proven to be; NOBODY where it has no certificate and need not have one. Call it right after
+    the handshake."""
     der = sock.getpeercert(binary_form=True)
     if der is None:
+        if sock.context.verify_mode is ssl.CERT_OPTIONAL:
+            return NOBODY
         raise PeerRejected("the peer has presented no certificate")
     try:
-        return str(check_leaf(der, trust_domain))
+        proof = Proof(str(check_leaf(der, trust_domain)), fingerprint(der))
     except SvidError as exc:
         raise PeerRejected(f"the peer's certificate is refused: {exc}") from None
+    if banned(proof.identity, proof.fingerprint):
+        raise PeerRejected(f"the peer is banned: {proof.identity}, certificate {proof.fingerprint}")
+    return proof
 
 
 def why(exc: BaseException) -> str:
@@ -155,8 +181,16 @@ class Identity:
     """Holds the present contexts. `replace` builds all of them before it swaps one attribute, so that a connection
     sees the old or the new ones, and a certificate that cannot be used changes nothing."""
 
-    def __init__(self, identity: IdentityFiles, *, sni: SniCheck | None = None) -> None:
-        self.sni = sni
+    def __init__(
+        self,
+        identity: IdentityFiles,
+        *,
+        sni: SniCheck | None = None,
+        alpn: Sequence[str] = (HTTP1, TCP),
+        client_auth: ssl.VerifyMode = ssl.CERT_REQUIRED,
+    ) -> None:
+        """`alpn` and `client_auth` are the inbound side's."""
+        self.sni, self.alpn, self.client_auth = sni, tuple(alpn), client_auth
         self.current = self._build(identity)
 
     def replace(self, identity: IdentityFiles) -> None:
@@ -165,7 +199,7 @@ class Identity:
     def _build(self, identity: IdentityFiles) -> Contexts:
         return Contexts(
             identity,
-            server_context(identity, (HTTP1, TCP), sni=self.sni),
+            server_context(identity, self.alpn, sni=self.sni, client_auth=self.client_auth),
             client_context(identity, (HTTP1,)),
             client_context(identity, (TCP,)),
         )

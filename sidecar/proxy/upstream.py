@@ -7,7 +7,7 @@ again; `cluster.connections` counts every open or opening connection exactly onc
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -298,6 +298,19 @@ class Pool:
         servings = [down.serving for down in self.world.downstreams]
         return [serving.up for serving in servings if serving is not None and serving.up is not None]
 
+    def end_banned(self, banned: Callable[[Channel], bool]) -> list[Upstream]:
+        """Close the idle connections to whom we no longer speak; returns the busy ones, which close after the answer
+        under way."""
+        for cluster in self.world.state:
+            for endpoint in cluster.endpoints.values():
+                for up in [up for up in endpoint.idle if banned(up.ch)]:
+                    endpoint.idle.remove(up)
+                    up.discard()
+        busy = [up for up in self.busy() if banned(up.ch)]
+        for up in busy:
+            up.stale = True
+        return busy
+
     def sweep(self, clusters: Any, now: float) -> None:
         """Close what has been idle for too long; called once a second or so."""
         for cluster in clusters:
@@ -401,7 +414,9 @@ class Pool:
             world.reactor.call(self._failed, cluster, endpoint, dials, serving, detail)
             return
         up = Upstream(self, cluster, endpoint)
-        up.ch = Channel(world.reactor, dialled.sock, up, watch_hangup=False, peer=dialled.peer)
+        up.ch = Channel(
+            world.reactor, dialled.sock, up, watch_hangup=False, peer=dialled.peer, fingerprint=dialled.fingerprint
+        )
         world.reactor.call(self._made, up, dials)
 
     def _done(self, cluster: Cluster, endpoint: Endpoint, dials: _Dials) -> None:

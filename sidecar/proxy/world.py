@@ -9,7 +9,7 @@ import random
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -28,7 +28,9 @@ from sidecar.telemetry.catalogue import CLUSTER_COUNTS, ENDPOINT_RESULTS, Meters
 from sidecar.telemetry.metrics import Registry
 from sidecar.wire.http1 import Message, ProtocolError
 
+from .channel import Channel
 from .connect import Dialled, Dialler
+from .ondemand import MESH, OnDemand, service_named_by
 from .reactor import Reactor
 from .timers import Timers
 from .tls import HTTP1, Identity, originate_context
@@ -109,17 +111,25 @@ class World:
         self.draining = False
         self.passthrough: OrderedDict[tuple[str, int], RoutePlan] = OrderedDict()
         self.tunnels: dict[Tunnel, Callable[[], bool] | None] = {}  # and whether authorization still allows it
-        self.dialler = Dialler(mark=mark)
+        self.bans: frozenset[str] = frozenset()  # SPIFFE IDs, and SHA-256 of leaves in hex
+        self.dialler = Dialler(mark=mark, banned=self.is_banned)
         self.originate: ssl.SSLContext | None = None
+        self.names: frozenset[bytes] | None = None  # of all services of the mesh; None: the plans hold all of them
+        self.want: Callable[[str], Awaitable[None]] | None = None  # asks for a service that the plans do not hold
+        self.ondemand = OnDemand(self)
 
     # -- identities and traces
 
     def service_of(self, peer: str) -> str | None:
         return service_of(peer, self.identity.current.trust_domain) if peer else None
 
-    def client_cert_line(self, peer: str) -> bytes:
+    def client_cert_line(self, peer: str, fingerprint: str) -> bytes:
         """The header by which the application knows its caller; nobody else can set it."""
-        return b"x-forwarded-client-cert: By=%b;URI=%b\r\n" % (self.identity.current.spiffe_id.encode(), peer.encode())
+        by = self.identity.current.spiffe_id
+        return f"x-forwarded-client-cert: By={by};Hash={fingerprint};URI={peer}\r\n".encode()
+
+    def is_banned(self, peer: str, fingerprint: str) -> bool:
+        return peer in self.bans or fingerprint in self.bans
 
     def new_trace(self) -> bytes:
         ids = b"%048x" % self.getrandbits(192)  # zeros are invalid, and come once in 2^64
@@ -163,6 +173,8 @@ class World:
         self.plans = plans
         self._service_meters.clear()
         self.pool.retire(stale)
+        if self.ondemand.waits:
+            self.ondemand.swapped()
         for tunnel, allowed in list(self.tunnels.items()):
             if allowed is not None and not allowed():
                 tunnel.close()
@@ -175,12 +187,38 @@ class World:
         tunnels = list(self.tunnels)
         for down in before:
             down.drain()
-        self.nursery.start_soon(self._end_distrusted, before, busy, tunnels)
+        self.nursery.start_soon(self._end_later, before, busy, tunnels, "its root is not trusted any more")
 
-    async def _end_distrusted(self, downs: "list[Downstream]", ups: "list[Upstream]", tunnels: list[Tunnel]) -> None:
+    def ban(self, identities: Iterable[str], certificates: Iterable[str] = ()) -> None:
+        """These SPIFFE IDs, these certificates (SHA-256 of the leaf in hex) and nobody else are refused from now on, on
+        either side. Connections of who is newly among them end: tunnels and idle ones now, busy ones with their answer,
+        all within 5 s."""
+        bans = frozenset(identities).union(certificates)
+        fresh, self.bans = bans - self.bans, bans
+        if fresh:
+            self.reactor.call(self._end_banned, fresh)
+
+    def _end_banned(self, fresh: frozenset[str]) -> None:
+        def banned(ch: Channel) -> bool:
+            return ch.peer in fresh or ch.fingerprint in fresh
+
+        for tunnel in [tunnel for tunnel in self.tunnels if banned(tunnel.a.channel) or banned(tunnel.b.channel)]:
+            tunnel.close()
+        busy = self.pool.end_banned(banned)
+        downs = [down for down in self.downstreams if banned(down.ch)]
+        for down in downs:
+            if down.serving is None:
+                down.end()
+            else:
+                down.drain()
+        self.nursery.start_soon(self._end_later, downs, busy, [], "its peer is banned")
+
+    async def _end_later(
+        self, downs: "list[Downstream]", ups: "list[Upstream]", tunnels: list[Tunnel], reason: str
+    ) -> None:
         await trio.sleep(DISTRUST_S)
         for up in ups:
-            self.reactor.call(up.end, "its root is not trusted any more")
+            self.reactor.call(up.end, reason)
         for down in downs:
             if down in self.downstreams:
                 self.reactor.call(down.end)
@@ -206,14 +244,27 @@ class World:
             outside = [plan.cluster for plan in self.passthrough.values()]
             self.reactor.call(self.pool.sweep, [*self.state, *outside], self.clock())
 
-    # -- hosts that are not of the mesh
+    # -- hosts that are in no plan
+
+    def is_foreign(self, host: bytes) -> bool:
+        """Whether this host names another service of the mesh, held or not."""
+        if host in self.plans.foreign_hosts:
+            return True
+        names = self.names
+        if names is None or (b"." in host and not host.endswith(MESH)):
+            return False  # of a service that is not held the ports are not known: only .mesh is surely a name
+        name = service_named_by(host)
+        return name in names and name != self.plans.own.encode()
 
     def unknown_host(self, serving: "Serving", m: Message) -> RoutePlan | None:
-        """An ordinary proxy request to somewhere else is passed through; anything else is answered 404."""
+        """A service of the mesh that is not held yet is waited for; an ordinary proxy request to somewhere else is
+        passed through; anything else is answered 404."""
+        if serving.entry.any_host and self.ondemand.park(serving, m.host_key):
+            return None
         name = m.host_key.decode("ascii", "replace")
         outside = b"." in m.host_key and not m.host_key.endswith(b".mesh")
         if m.form.value != "absolute" or self.strict or not outside or m.host is None:
-            known = ", ".join(self.plans.service_names()[:WORDS_MAX])
+            known = ", ".join(self._known_names()[:WORDS_MAX])
             serving.refuse(Outcome.NO_ROUTE, f'no service is called "{name}"; known: {known}')
             return None
         if m.target[:6].lower() == b"https:":
@@ -225,6 +276,10 @@ class World:
         number = int(port) if colon and port.isdigit() else 80
         self.meters.outbound.passthrough.inc()
         return self.passthrough_plan(name, number)
+
+    def _known_names(self) -> list[str]:
+        names = self.names
+        return self.plans.service_names() if names is None else sorted(name.decode() for name in names)
 
     def passthrough_plan(self, host: str, port: int) -> RoutePlan:
         """A plan that leads to an address outside the mesh, in clear text, as if no sidecar were there."""
@@ -291,7 +346,7 @@ class World:
                 for (side, service, port), cluster in self.state.clusters.items()
                 for endpoint in cluster.endpoints.values()
                 for result, count in (("success", endpoint.successes), ("failure", endpoint.failures))
-                if endpoint.port
+                if not endpoint.placeholder
             ]
 
         registry.reading_counter(ENDPOINT_RESULTS, "Attempts by endpoint and result, as its breaker saw them.", results)

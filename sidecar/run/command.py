@@ -23,6 +23,7 @@ SIDECAR = (sys.executable, "-P", "-c", "import sys; from control_plane.cli impor
 LOOPBACK = "127.0.0.1"
 NOT_PROXIED = ("localhost", LOOPBACK, "::1")
 FREE_PORT = f"{LOOPBACK}:0"
+ANY_FREE_PORT = "0.0.0.0:0"
 EVERYWHERE = {"0.0.0.0": LOOPBACK, "[::]": "[::1]"}  # noqa: S104 - looked up, not bound
 
 
@@ -86,15 +87,64 @@ def run(
     Starts the sidecar of the service NAME, waits until it is ready, and starts CMD, whose calls go through the sidecar
     by way of http_proxy. When CMD ends the sidecar finishes what is in flight; the exit code is that of CMD.
 
-    Options that are not listed here are the sidecar's (see `pillion sidecar --help`), such as --policy FILE,
-    --identity DIR and --inbound HOST:PORT.
+    The sidecar joins the control plane of `pillion up` or `pillion login`, unless an option or the environment says
+    otherwise. Options that are not listed here are the sidecar's (see `pillion sidecar --help`), such as --policy
+    FILE, --identity DIR, --token-file FILE and --inbound HOST:PORT.
     """
     command = ctx.meta.get("pillion.run.command")
     stray = sidecar_options if sidecar_options and not sidecar_options[0].startswith("-") else ()
     if not command or stray:
         shown = " ".join(stray) or "CMD"
         raise click.UsageError(f"put the command to run after --: pillion run {name} --port {port} -- {shown}", ctx)
-    return execute(name, port, command, outbound, admin, sidecar_options, sidecar_log)
+    variables = dict(os.environ)
+    if not has_source(sidecar_options, variables):
+        problem = find_problem(command[0])
+        if problem is None:
+            more, variables = from_context(name, port, sidecar_options, variables)
+            sidecar_options = (*more, *sidecar_options)
+    return execute(name, port, command, outbound, admin, sidecar_options, sidecar_log, variables)
+
+
+SOURCES = ("--policy", "--identity", "--control-plane", "--token", "--token-file", "--state-dir", "--print-config")
+
+
+def has_source(options: Sequence[str], variables: Mapping[str, str]) -> bool:
+    """Whether somebody has said where policy and identity come from."""
+    given = {option.partition("=")[0] for option in options}
+    return any(
+        source in given or variables.get(f"PILLION_{source[2:].replace('-', '_').upper()}") for source in SOURCES
+    )
+
+
+def from_context(
+    service: str, port: int, options: Sequence[str], variables: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The sidecar's further options and environment, for the control plane that the user works with. Raises
+    UsageError."""
+    from sidecar.discovery.context import Away, ContextError, context_path, read_context, run_directory, token_by_child
+    from sidecar.discovery.state_dir import MEMBERSHIP
+
+    path, directory = context_path(variables), run_directory(service, port, variables)
+    child = dict(variables)
+    try:
+        context = read_context(path)
+        if context is None:
+            raise click.UsageError(
+                f"there is no control plane to join ({path} is missing). Start one in another terminal: pillion up\n"
+                "Or join one with --token-file FILE; or run from files with --policy FILE and --identity DIR."
+            )
+        try:
+            child["PILLION_TOKEN"] = token_by_child(path, service)
+        except Away as error:
+            if not (directory / MEMBERSHIP).exists():
+                raise
+            click.echo(f"pillion run: {error}; going on with what {directory} holds", err=True)
+    except ContextError as error:
+        raise click.UsageError(str(error)) from None
+    more = [f"--state-dir={directory}"]
+    if not variables.get("PILLION_INBOUND") and not any(each.partition("=")[0] == "--inbound" for each in options):
+        more.append(f"--inbound={FREE_PORT if context.is_local else ANY_FREE_PORT}")
+    return tuple(more), child
 
 
 def execute(
@@ -105,6 +155,7 @@ def execute(
     admin: str,
     sidecar_options: Sequence[str] = (),
     sidecar_log: str | None = None,
+    sidecar_environment: Mapping[str, str] | None = None,
 ) -> int:
     """Run it all; the exit code."""
     problem = find_problem(command[0])
@@ -120,6 +171,7 @@ def execute(
         ],
         application=command,
         application_environment=lambda addresses: environment(os.environ, addresses.get("outbound"), port),
+        sidecar_environment=sidecar_environment,
         sidecar_log=sidecar_log,
     )
     return guarded(lambda signals: Supervisor(plan, signals).run())
@@ -149,6 +201,7 @@ def environment(own: Mapping[str, str], outbound: str | None, port: int) -> dict
     child = dict(own)
     child["PORT"] = str(port)
     child.pop("PILLION_OUTBOUND", None)
+    child.pop("PILLION_TOKEN", None)  # the sidecar's alone
     if outbound is None:
         return child
     proxy = f"http://{reachable(outbound)}"

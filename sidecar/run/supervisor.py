@@ -44,6 +44,7 @@ class Plan:
     sidecar: Sequence[str]
     application: Sequence[str]
     application_environment: Callable[[Mapping[str, str]], Mapping[str, str]]
+    sidecar_environment: Mapping[str, str] | None = None  # None: as ours
     sidecar_log: str | None = None  # a file's path; None: stderr, each line with a prefix
 
 
@@ -87,6 +88,7 @@ class Supervisor:
         try:
             self._sidecar = self._spawn(
                 [*self._plan.sidecar, "--ready-fd", str(telling)],
+                self._plan.sidecar_environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

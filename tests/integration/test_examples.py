@@ -20,13 +20,18 @@ from sidecar.model.load import load_policy
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 QUICKSTART = ROOT / "docs" / "quickstart.md"
-PORTS = ("15001", "15006", "15010", "15020", "8000")
-QUICKSTART_S = 60.0
+PORTS = ("15001", "15006", "15020", "15030", "8000", "8001")
+QUICKSTART_S = 120.0
+
+UP_PORTS = "--listen-mesh 127.0.0.1:0 --listen-join 127.0.0.1:0"
 
 BLOCK = re.compile(r"```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+POLICIES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "deploy")
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_the_policies_are_valid_and_without_a_warning(path: Path) -> None:
     loaded = load_policy([path])
     assert loaded.problems == ()
@@ -45,6 +50,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def with_ports(text: str, ports: dict[str, str]) -> str:
+    text = re.sub(r"^pillion up\b", f"pillion up {UP_PORTS}", text, flags=re.MULTILINE)
     return re.sub(r"\b(" + "|".join(ports) + r")\b", lambda found: ports[found[0]], text)
 
 
@@ -71,7 +77,7 @@ def test_the_quick_start_does_what_it_says(tmp_path: Path) -> None:
     script = "set -eo pipefail\n" + "\n".join(
         f"{with_ports(shell, ports)}\necho '=== end of block {number}'" for number, (shell, _) in enumerate(blocks)
     )
-    unwanted = ("PILLION_", "http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY")
+    unwanted = ("PILLION_", "XDG_", "http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     bin_directory = tmp_path / "bin"
     bin_directory.mkdir()
@@ -80,7 +86,9 @@ def test_the_quick_start_does_what_it_says(tmp_path: Path) -> None:
         process = subprocess.Popen(
             ["bash", "-c", script],
             cwd=tmp_path,
-            env=environment | commands_of(bin_directory),
+            env=environment
+            | commands_of(bin_directory)
+            | {"HOME": str(tmp_path)},  # where `pillion up` keeps its state
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("sidecar", "control_plane", "certs")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES_OF = {"google-re2": "re2", "PyYAML": "yaml"}
+MODULES_OF = {"grpcio": "grpc", "protobuf": "google", "google-re2": "re2", "PyYAML": "yaml"}
 
 
 def sources() -> Iterator[Path]:
@@ -50,7 +50,7 @@ def on_free_ports() -> dict[str, str]:
 def test_the_readmes_quick_start_runs_as_pasted(tmp_path: Path, on_free_ports: dict[str, str]) -> None:
     tool("curl")
     bash = tool("bash")
-    pasted = "\n".join(shell_blocks(section(README, "Two services by hand")))
+    pasted = "\n".join(shell_blocks(section(README, "Two services by hand, without a control plane")))
     for old, new in on_free_ports.items():
         pasted = re.sub(rf"\b{old}\b", new, pasted)
     pillion = tmp_path / "bin" / "pillion"
@@ -145,13 +145,20 @@ def test_top_level_packages_are_these_and_typed() -> None:
         assert (path.parent / "__init__.py").exists(), f"{path.parent} would be missing from the package"
 
 
-AWAITED = {"h2", "httpx"}  # part of the product's fixed set: HTTP/2 and the control plane's client come with them
+AWAITED = {"h2", "httpx"}  # part of the product's fixed set: HTTP/2 and exporters come with them
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     imported = {name for path in sources() for name in _imports(path)}
     imported -= {*sys.stdlib_module_names, *PACKAGES}
-    named = [re.split(r"[<>=!~ ]", text)[0] for text in PROJECT["project"]["dependencies"]]
+    project = PROJECT["project"]
+    named = [
+        re.split(r"[<>=!~ ]", text)[0]
+        for text in (
+            *project["dependencies"],
+            *(each for extra in project["optional-dependencies"].values() for each in extra),
+        )
+    ]
     assert imported == {MODULES_OF.get(name, name) for name in named} - AWAITED
 
 

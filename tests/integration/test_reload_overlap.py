@@ -20,6 +20,7 @@ from sidecar.app import App, Settings
 from sidecar.assembly import Assembly
 from sidecar.model.snapshot import Route, Service, Snapshot
 from sidecar.plugins.loader import Loader
+from sidecar.sources import Files
 
 MODULE = "overlap_filters"
 PLAIN = "version: 1\nservices: {web: {}}\n"
@@ -77,6 +78,7 @@ class Bench:
         settings = Settings(service="web", policy=(path,), identity=path.parent)
         logs: Any = None  # only SIGHUP and admin ask for it
         self.app = App(settings, logs, net.world, assembly)
+        self.files = self.app.source = Files(self.app)
 
     def write(self, text: str) -> None:
         self.path.write_text(text)
@@ -99,7 +101,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     with trio.fail_after(LIMIT_S):
         async with memory_world(Snapshot({"web": Service("web", routes=(Route("default"),))})) as net:
             bench = Bench(net, path)
-            await bench.app.first_policy()
+            await bench.files.start()
             yield bench
 
 
@@ -108,10 +110,10 @@ async def overlap(bench: Bench, first: str, second: str, third: str | None = Non
     `third` is written when the second has been asked for."""
     async with trio.open_nursery() as nursery:
         bench.write(first)
-        nursery.start_soon(bench.app.offered)
+        nursery.start_soon(bench.files.offered)
         await Gated.opening.wait()
         bench.write(second)
-        nursery.start_soon(bench.app.offered)
+        nursery.start_soon(bench.files.offered)
         await trio.sleep(CHANCE_S)
         assert bench.routes() == ["default"]  # neither is in force before the first has opened its filter
         if third is not None:

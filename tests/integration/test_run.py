@@ -53,6 +53,7 @@ class Runner:
             "STANDIN_RECORD": str(self.record),
             "STANDIN_DIE": str(tmp_path / "die"),
             "PILLION_TEST_MARK": self.mark,
+            "PILLION_POLICY": "unread",  # with a source of policy, no control plane is asked for a token
         }
         self.started: list[subprocess.Popen[bytes]] = []
 

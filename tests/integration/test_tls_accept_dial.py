@@ -51,7 +51,9 @@ class Door:
 
 
 @asynccontextmanager
-async def serving(identity: Identity | None, limits: AcceptLimits = LIMITS, *, permissive=False, host="127.0.0.1"):
+async def serving(
+    identity: Identity | None, limits: AcceptLimits = LIMITS, *, permissive=False, host="127.0.0.1", bans=frozenset()
+):
     listener = bind_listener(host, 0)
     door = Door(listener.getsockname()[:2], Gate(limits))
     try:
@@ -65,6 +67,7 @@ async def serving(identity: Identity | None, limits: AcceptLimits = LIMITS, *, p
                         tls=identity,
                         permissive=lambda: permissive,
                         gate=door.gate,
+                        banned=lambda peer, fingerprint: peer in bans or fingerprint in bans,
                         on_refused=lambda address, reason: door.refused.append(reason),
                         report=door.reports.append,
                     )
@@ -77,10 +80,12 @@ async def serving(identity: Identity | None, limits: AcceptLimits = LIMITS, *, p
             accepted.sock.close()
 
 
-def dial(mesh: Mesh, address, *, timeout_s=5.0, expect=REVIEWS, sni="8000.reviews.mesh", alpn=HTTP1, context=None):
+def dial(
+    mesh: Mesh, address, *, timeout_s=5.0, expect=REVIEWS, sni="8000.reviews.mesh", alpn=HTTP1, context=None, bans=()
+):
     contexts = mesh.web.current
     chosen = context or {HTTP1: contexts.client_http, TCP: contexts.client_tcp}[alpn]
-    return Dialler().dial(
+    return Dialler(banned=lambda peer, fingerprint: peer in bans or fingerprint in bans).dial(
         address, timeout_s=timeout_s, tls_context=chosen, server_hostname=sni, expect_identity=expect, alpn=alpn
     )
 
@@ -223,6 +228,102 @@ async def test_a_replaced_identity_serves_the_next_connection_and_leaves_the_oth
         assert await read_all(door.accepted[0].sock, 10) == b"still here"
         first.sock.close()
         second.sock.close()
+
+
+async def test_the_fingerprint_is_that_of_the_peers_leaf(mesh: Mesh):
+    async with serving(mesh.reviews) as door:
+        dialled = await dial(mesh, door.address)
+        await until(lambda: door.accepted)
+        assert door.accepted[0].fingerprint == mesh.web.current.identity.fingerprint
+        assert dialled.fingerprint == mesh.reviews.current.identity.fingerprint
+        dialled.sock.close()
+
+
+@pytest.mark.parametrize("by", ["identity", "certificate"])
+async def test_a_banned_caller_is_refused(mesh: Mesh, by: str):
+    banned = {"identity": WEB, "certificate": mesh.web.current.identity.fingerprint}[by]
+    async with serving(mesh.reviews, bans={banned}) as door:
+        dialled = await dial(mesh, door.address)  # TLS 1.3: the client has finished before it is judged
+        await until(lambda: door.refused)
+        assert not door.accepted and door.refused[0].startswith(f"the peer is banned: {WEB}, certificate ")
+        with suppress(OSError):
+            assert await read_all(dialled.sock) == b""
+        dialled.sock.close()
+
+
+@pytest.mark.parametrize("by", ["identity", "certificate"])
+async def test_a_banned_callee_is_not_spoken_to(mesh: Mesh, by: str):
+    banned = {"identity": REVIEWS, "certificate": mesh.reviews.current.identity.fingerprint}[by]
+    async with serving(mesh.reviews) as door:
+        with pytest.raises(WrongPeer, match=f"the peer is banned: {REVIEWS}"):
+            await dial(mesh, door.address, bans={banned})
+        await until(lambda: door.accepted)
+        with pytest.raises(ssl.SSLEOFError):  # and nothing before it
+            await read_all(door.accepted[0].sock)
+
+
+async def test_a_certificate_that_need_not_be_shown_must_be_good_if_it_is(mesh: Mesh, tmp_path: Path):
+    identity = Identity(identity_files(mesh.pki, tmp_path, "reviews"), client_auth=ssl.CERT_OPTIONAL, alpn=(HTTP1,))
+    async with serving(identity) as door:
+        for caller, fault, peer in (("web", None, WEB), (None, None, "")):
+            context = mesh.pki.client_context(caller, fault=fault)
+            dialled = await dial(mesh, door.address, context=context, alpn=None)
+            await until(lambda: door.accepted)
+            accepted = door.accepted.pop()
+            assert accepted.peer == peer and len(accepted.fingerprint) == (64 if peer else 0)
+            accepted.sock.close()
+            dialled.sock.close()
+        for fault in FAULTS:
+            with suppress(OSError, DialError):
+                (
+                    await dial(mesh, door.address, context=mesh.pki.client_context("web", fault=fault), alpn=None)
+                ).sock.close()
+            await until(lambda: door.refused)
+            assert not door.accepted, fault
+            door.refused.clear()
+
+
+async def test_unix_sockets(tmp_path: Path):
+    path = tmp_path / "app.sock"
+    address = f"unix:{path}", 0
+    with pytest.raises(DialError, match=f"unix:{path}: No such file"):
+        await Dialler().dial(address, timeout_s=1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        with pytest.raises(DialError, match=f"unix:{path}: Connection refused"):
+            await Dialler().dial(address, timeout_s=1)
+        listener.listen(0)
+        dialled = await Dialler(mark=1).dial(address, timeout_s=1)
+        assert not dialled.sock.getblocking() and (dialled.peer, dialled.alpn) == ("", None)
+        conn, _ = listener.accept()
+        await send_all(dialled.sock, b"hello")
+        assert conn.recv(9) == b"hello"
+        conn.close()
+        dialled.sock.close()
+
+
+async def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path: Path):
+    path = tmp_path / "app.sock"
+    address = f"unix:{path}", 0
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        first = await Dialler().dial(address, timeout_s=1)
+        with pytest.raises(DialError, match=r"no connection within 0\.1 s"):
+            await Dialler().dial(address, timeout_s=0.1)
+        second: list[Any] = []
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+
+                async def again() -> None:
+                    second.append(await Dialler().dial(address, timeout_s=4))
+
+                nursery.start_soon(again)
+                await trio.sleep(0.05)
+                assert not second
+                listener.accept()[0].close()
+        for dialled in (first, *second):
+            dialled.sock.close()
 
 
 async def test_permissive_lets_plain_callers_in_beside(mesh: Mesh):

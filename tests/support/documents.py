@@ -56,7 +56,10 @@ def commands() -> Iterator[tuple[str, click.Command, str | None]]:
 def _below(words: str, command: click.Command, prefix: str | None) -> Iterator[tuple[str, click.Command, str | None]]:
     prefix = command.context_settings.get("auto_envvar_prefix", prefix)
     if isinstance(command, click.Group):
-        for name, child in sorted(command.commands.items()):
+        context = click.Context(command)  # a lazy group knows its verbs by name only
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None, name
             yield from _below(f"{words} {name}", child, prefix)
     else:
         yield words, command, prefix

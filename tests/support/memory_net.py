@@ -14,6 +14,7 @@ Invariants: bytes are delivered in order and whole; nothing is delivered into a 
 says nothing more.
 """
 
+import hashlib
 import math
 import random
 from collections import deque
@@ -41,6 +42,11 @@ from sidecar.telemetry.metrics import Registry
 
 TRUST_DOMAIN = "mesh.local"
 END, RESET = "end", "reset"
+
+
+def fingerprint_of(identity: str) -> str:
+    """In this network each identity has one certificate."""
+    return hashlib.sha256(identity.encode()).hexdigest() if identity else ""
 
 
 class Peer:
@@ -125,10 +131,10 @@ class MemoryChannel:
     """Like `proxy.channel.Channel`, as far as HTTP uses it."""
 
     def __init__(
-        self, reactor: Any, sock: Peer, owner: Any, watch_hangup: bool, *, peer: str = "", address: Any = ("", 0)
+        self, reactor: Any, sock: Peer, owner: Any, watch_hangup: bool, *, peer: str = "", fingerprint: str = ""
     ) -> None:
         self.reactor, self.sock, self.owner, self.watch_hangup = reactor, sock, owner, watch_hangup
-        self.peer, self.address = peer, address
+        self.peer, self.fingerprint = peer, fingerprint
         self.tls = False
         self.open = self.reading = True
         self.inbox: deque[Any] = deque()
@@ -359,7 +365,8 @@ class Net:
         if isinstance(answer, Mapping):
             peer.window = answer["window"]
         self._send.send_nowait(peer)
-        return SimpleNamespace(sock=peer, peer=endpoint.identity or "", alpn=None)
+        identity = endpoint.identity or ""
+        return SimpleNamespace(sock=peer, peer=identity, alpn=None, fingerprint=fingerprint_of(identity))
 
     async def accepted(self) -> Peer:
         """The next connection that the pool has made."""
@@ -377,7 +384,7 @@ class Net:
     def mesh_caller(self, service: str = "web", port: str = "http", window: float = math.inf) -> Peer:
         """A connection of a peer of the mesh to the inbound side."""
         identity = f"spiffe://{TRUST_DOMAIN}/service/{service}" if service else ""
-        return self._connected(Inbound(self.world, port, identity), identity, window)
+        return self._connected(Inbound(self.world, port, identity, fingerprint_of(identity)), identity, window)
 
     def _connected(self, entry: Any, identity: str, window: float) -> Peer:
         peer = Peer(self, window=window)

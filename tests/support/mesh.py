@@ -380,10 +380,17 @@ class Backend:
     `requests` are the heads received, `complete` the requests that were whole; `count` is the number of connections.
     What the script raises, other than the end of the connection, is in `failures`, and fails the test at the end."""
 
-    def __init__(self, script: Script = echo) -> None:
+    def __init__(self, script: Script = echo, path: Path | None = None) -> None:
+        """`path`: of the Unix socket to listen on, in place of a port of loopback."""
         self.script = script
-        self.sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.address: Address = self.sock.getsockname()
+        if path is None:
+            self.sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            self.address: Address = self.sock.getsockname()
+        else:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.bind(str(path))
+            self.sock.listen(1024)
+            self.address = (f"unix:{path}", 0)
         self.count = 0
         self.requests: list[Request] = []
         self.complete: list[Request] = []
@@ -393,7 +400,7 @@ class Backend:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __str__(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
+        return f"{self.address[0]}:{self.address[1]}" if self.address[1] else self.address[0]
 
     @property
     def open(self) -> int:
@@ -421,7 +428,8 @@ class Backend:
             if self.closing:
                 sock.close()
                 return
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             conn = Conn(sock, self.count, self)
             self.count += 1
             self.conns.add(conn)
@@ -628,8 +636,8 @@ class Mesh:
         for backend in self.backends:
             backend.stop()
 
-    def backend(self, script: Script = echo) -> Backend:
-        backend = Backend(script)
+    def backend(self, script: Script = echo, path: Path | None = None) -> Backend:
+        backend = Backend(script, path)
         self.backends.append(backend)
         return backend
 

@@ -17,6 +17,7 @@ _TEXTS = {
     "an HTTP method, or any": ("GET", "any"),
     "a header name": ("x-a", "X-B", "accept"),
     "a header value": ("", "1", "on", "a b", "x:y"),
+    "a path": ("/", "/healthz"),
     "a path or a path pattern": ("/", "/a", "/a/**", "/**/b", "/*/c*d/e"),
     "a regular expression": ("/a.*", "[0-9]{1,3}", "on"),
     "a query name": ("q", "no"),
@@ -74,6 +75,8 @@ def _table(table: Table) -> Data:
         optional.pop("path_regex")
     if table.title == "retry":
         optional.pop("max")  # so that it is never shorter than `base`
+    if table.title == "health":
+        optional.pop("tcp")  # a contradiction beside `http`
     if table.title == "rate_limit":
         required = {"requests": optional.pop("requests")}
     return st.fixed_dictionaries(required, optional=optional)

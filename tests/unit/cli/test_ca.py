@@ -106,10 +106,10 @@ def test_bad_input_is_told(args: list[str], code: int, says: str, capsys: pytest
     assert out == "" and says in err
 
 
-def test_a_ttl_under_a_minute_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ttl_of_too_few_seconds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     main(["ca", "init"])
-    assert main(["ca", "issue", "--service", "web", "--ttl", "5s"]) == 1
-    assert "at least 60 seconds" in capsys.readouterr().err
+    assert main(["ca", "issue", "--service", "web", "--ttl", "4s"]) == 1
+    assert "at least 5 seconds" in capsys.readouterr().err
 
 
 def test_show_tells_authorities_and_identities(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +147,30 @@ def test_show_refuses_a_key_that_others_may_read(tmp_path: Path, capsys: pytest.
     (tmp_path / "pillion-ca" / "issuing.key").chmod(0o644)
     assert main(["ca", "show"]) == 1
     assert "chmod 600 pillion-ca/issuing.key" in capsys.readouterr().err
+
+
+def test_an_issuing_authority_for_a_further_replica(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ca", "init"])
+    assert main(["ca", "replica", "--out", "there/r2"]) == 0
+    out, err = capsys.readouterr()
+    assert "there/r2/issuing.pem" in out and "secret of that replica alone" in err
+    first, second = load_ca(tmp_path / "pillion-ca"), load_ca(tmp_path / "there" / "r2")
+    assert second.bundle == first.bundle and second.root == first.root
+    assert second.issuing.certificate != first.issuing.certificate
+    assert sorted(path.name for path in (tmp_path / "there" / "r2").iterdir()) == [
+        "bundle.pem", "issuing.key", "issuing.pem", "root.pem", "trust-domain",
+    ]  # fmt: skip
+    assert stat.S_IMODE((tmp_path / "there" / "r2" / "issuing.key").stat().st_mode) == 0o600
+    assert main(["ca", "issue", "--service", "web", "--dir", "there/r2"]) == 0  # what it issues is of the same root
+    assert load_identity(tmp_path / "identities" / "web").bundle == first.bundle
+
+
+def test_a_replica_is_made_once_and_only_with_the_roots_key(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ca", "init"])
+    main(["ca", "replica", "--out", "r2"])
+    assert main(["ca", "replica", "--out", "r2"]) == 1
+    assert "r2 is already there" in capsys.readouterr().err
+    assert main(["ca", "replica", "--dir", "r2", "--out", "r3"]) == 1
+    assert "does not hold the root's key" in capsys.readouterr().err
+    assert main(["ca", "replica", "--dir", "absent", "--out", "r3"]) == 1
+    assert "no such directory" in capsys.readouterr().err

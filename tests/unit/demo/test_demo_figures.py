@@ -2,11 +2,10 @@
 
 import pytest
 
-from control_plane.demo.figures import DURATION, Counts, Sample, add_sidecar, difference, read_samples, rows
+from control_plane.demo.figures import DURATION, Counts, Endpoints, Sample, add_sidecar, difference, read_samples, rows
 
 METRICS = """\
 # HELP DURATION Duration of outbound requests.
-pillion_policy_info{revision="sha256:1"} 1.0
 pillion_retries_total{side="out",service="reviews",port="http"} 30.0
 pillion_retries_total{side="in",service="web",port="http"} 5.0
 DURATION_bucket{service="reviews",version="v1",le="0.005"} 50
@@ -53,13 +52,38 @@ def test_what_no_service_answered_is_no_success_and_denials_are_counted(sample: 
 
 def test_the_serving_side_and_what_never_happened_are_left_out(sample: Sample) -> None:
     assert {service for _, service, _ in sample.calls} == {"reviews", "ratings"}
-    assert sample.revisions == {"sha256:1"}
 
 
 def test_instances_of_a_service_add_up(sample: Sample) -> None:
     add_sidecar(sample, "web", METRICS, [endpoint("reviews", "v2", 1, 1, breaker="half-open")])
     assert sample.of("web", "reviews", "v2").requests == 60
     assert sample.breakers["web", "reviews", "v2"] == "open"
+
+
+def test_what_an_endpoint_counted_outlives_it() -> None:
+    known = Endpoints()
+    first, second = endpoint("reviews", "v1", 5, 1, endpoint="a:1"), endpoint("reviews", "v1", 7, 0, endpoint="b:1")
+
+    def counted(*shown: dict[str, object]) -> tuple[int, int]:
+        taken = known.take(shown)
+        return sum(row["successes"] for row in taken), sum(row["failures"] for row in taken)
+
+    assert counted(first, second) == (12, 1)
+    assert counted(second) == (12, 1)  # the first has gone
+    assert counted(second, {**first, "successes": 2, "failures": 0}) == (14, 1)  # and comes back, at 0
+    assert counted(second) == (14, 1)
+    assert {row["breaker"] for row in known.take([])} == {""}
+
+
+def test_a_sidecar_that_is_gone_counts_but_has_no_breakers(sample: Sample) -> None:
+    gone = Sample(1.0, {("web", "reviews", "v2"): Counts(requests=10, good=9)}, {("web", "reviews", "v2"): "half-open"})
+    sample.breakers["web", "reviews", "v2"] = "closed"
+    sample.add(gone, breakers=False)
+    assert sample.of("web", "reviews", "v2").requests == 40
+    assert sample.breakers["web", "reviews", "v2"] == "closed"
+    sample.add(gone)
+    assert sample.breakers["web", "reviews", "v2"] == "half-open"
+    assert gone.of("web", "reviews", "v2").requests == 10
 
 
 def test_a_difference_is_what_happened_between(sample: Sample) -> None:

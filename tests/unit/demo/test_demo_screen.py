@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from control_plane.demo.figures import Row
-from control_plane.demo.screen import COLUMNS, fitting, table
+from control_plane.demo.screen import COLUMNS, Screen, fitting, table
 
 ROWS = [
     Row("customers", "web", "", 0.913, 0.913, 59.6, 0.021, 0.237, 0.0, "closed"),
@@ -49,3 +49,23 @@ def test_columns_go_in_a_fixed_order() -> None:
     assert kept[0] == names
     for wider, narrower in pairwise(kept):
         assert set(narrower) <= set(wider)
+
+
+def told(width: int, terminal: bool) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=terminal)
+    screen = Screen(console, live=False)
+    screen.command("pillion get endpoints reviews")
+    screen.output(["SERVICE  ADDRESS          VERSION  HEALTH", "reviews  127.0.0.1:40843  v1       healthy"])
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_what_a_command_says_keeps_its_lines() -> None:
+    whole = [
+        "$ pillion get endpoints reviews",
+        "  SERVICE  ADDRESS          VERSION  HEALTH",
+        "  reviews  127.0.0.1:40843  v1       healthy",
+    ]
+    assert told(80, terminal=True) == whole
+    assert told(30, terminal=False) == whole  # nobody has said how wide a file may be
+    assert told(30, terminal=True)[-2:] == ["  SERVICE  ADDRESS          V…", "  reviews  127.0.0.1:40843  v…"]

@@ -14,6 +14,7 @@ from sidecar.model.snapshot import (
     Fault,
     FilterUse,
     HeaderEdit,
+    Health,
     Level,
     Match,
     PathHandling,
@@ -252,3 +253,25 @@ def test_a_hostile_policy_ends_soon() -> None:
     )
     loaded = load_texts({"mesh.yaml": text})
     assert len(loaded.problems) == 200 and loaded.dropped > 0
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ("services: {web: {}}", None),
+        ("services: {web: {health: {http: /healthz}}}", Health(http="/healthz")),
+        ("services: {web: {health: {tcp: true, interval: 5s}}}", Health(interval_s=5.0)),
+        ("services: {web: {health: {timeout: 1s, healthy: 1, unhealthy: 5}}}", Health(None, 10.0, 1.0, 1, 5)),
+        ("defaults: {health: {http: /up, interval: 3s}}\nservices: {web: {}}", Health("/up", 3.0)),
+        ("defaults: {health: {http: /up}}\nservices: {web: {health: {tcp: true}}}", Health()),
+        ("defaults: {health: {tcp: true}}\nservices: {web: {health: {http: /up}}}", Health("/up")),
+        (
+            "services: {web: {health: {interval: 1s}}}\nenforced: {health: {interval: {min: 2s}}}",
+            Health(interval_s=2.0),
+        ),
+    ],
+)
+def test_health(levels: str, expected: Health | None) -> None:
+    loaded = load_texts({"mesh.yaml": f"version: 1\n{levels}\n"})
+    assert loaded.snapshot is not None, loaded.problems
+    assert loaded.snapshot.services["web"].health == expected

@@ -37,6 +37,18 @@ def test_the_identity_is_the_services_unless_stated_and_a_new_one_makes_connecti
     assert first.identity == "spiffe://t/b" and list(cluster.endpoints.values()) == [first, second]
 
 
+def test_health_alone_changes_nothing_else():
+    cluster = make()
+    assert cluster.update([spec(), spec("10.0.0.2", healthy=False)], BREAKER, {}, "a", "s") == []
+    first, second = cluster.endpoints.values()
+    assert first.healthy and not second.healthy
+    first.active, first.successes, first.idle, first.breaker.failures = 3, 9, ["connection"], 2
+    assert cluster.update([spec(healthy=False), spec("10.0.0.2")], BREAKER, {}, "a", "s") == []
+    assert list(cluster.endpoints.values()) == [first, second]
+    assert not first.healthy and second.healthy
+    assert (first.active, first.successes, first.idle, first.breaker.failures) == (3, 9, ["connection"], 2)
+
+
 def test_another_kind_of_tls_is_another_endpoint():
     cluster = make()
     cluster.update([spec(tls=Tls.PLAIN)], BREAKER, {}, "", "")

@@ -17,6 +17,13 @@ def test_a_new_endpoint_has_the_spec_s_fields_and_a_clean_state() -> None:
 
 def test_the_key_of_an_ipv6_address_has_brackets() -> None:
     assert endpoint_key("::1", 80) == "[::1]:80"
+    assert endpoint_key("unix:/run/app.sock", 0) == "unix:/run/app.sock"
+
+
+def test_a_placeholder_has_neither_a_port_nor_a_path():
+    assert Endpoint(EndpointSpec("127.0.0.1", 0)).placeholder
+    assert not Endpoint(EndpointSpec("127.0.0.1", 80)).placeholder
+    assert not Endpoint(EndpointSpec("unix:/run/app.sock", 0)).placeholder
 
 
 def test_update_keeps_state() -> None:

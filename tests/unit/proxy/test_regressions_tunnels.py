@@ -10,6 +10,7 @@ from support.memory_net import DialError, MemoryChannel, Net, Peer, memory_world
 
 from sidecar.model.snapshot import AuthzLevel, EndpointSpec, Level, Mtls, Port, Protocol, Route, Rule, Service, Snapshot
 from sidecar.proxy import tcp
+from sidecar.proxy.accept import Accepted
 from sidecar.proxy.drain import drain
 
 UPGRADE = b"GET /chat?room=1 HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
@@ -87,7 +88,7 @@ async def tunnel(net: Net) -> tuple[Socket, Peer]:
     near = Socket(net)
     plan = net.world.plans.inbound["db"].tcp
     assert plan is not None
-    net.world.nursery.start_soon(tcp.serve_inbound, net.world, near, plan, "", "10.1.1.1")
+    net.world.nursery.start_soon(tcp.serve_inbound, net.world, Accepted(near, ("10.1.1.1", 1)), plan)
     far = await net.accepted()
     await quiet()
     assert carries(near, far)
@@ -176,7 +177,7 @@ async def test_an_unexpected_error_of_a_dial_ends_one_tcp_connection_only(autoju
         else:
             plan = world.plans.inbound["db"].tcp
             assert plan is not None
-            world.nursery.start_soon(tcp.serve_inbound, world, near, plan, "", "10.1.1.1")
+            world.nursery.start_soon(tcp.serve_inbound, world, Accepted(near, ("10.1.1.1", 1)), plan)
         await quiet()
         assert near.ended == "close" and [record[5] for record in records] == ["connect_failed"]
         again, _ = await tunnel(net)

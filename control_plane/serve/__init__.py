@@ -1,0 +1,1 @@
+"""A running control plane: the edge between the store, the sidecars and the operators."""

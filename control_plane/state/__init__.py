@@ -1,0 +1,1 @@
+"""What a control plane knows, rebuilt from one revision of the store by pure functions."""

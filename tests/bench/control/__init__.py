@@ -1,0 +1,1 @@
+"""`python -m tests.bench.control`: a real control plane, and a swarm of simulated sidecars around it."""
