@@ -48,7 +48,7 @@ from control_plane.serve.minting import first_admin_token
 from control_plane.serve.operator_api import operator_app
 from control_plane.serve.replica import Replica, ReplicaSettings
 from control_plane.state.records import TOKENS
-from control_plane.store.base import Store, StoreError
+from control_plane.store.base import Store, StoreError, StoreUnavailable
 from control_plane.store.open import etcd_options, open_store
 from sidecar.proxy.bind import BindError
 from sidecar.telemetry.logs import Logs
@@ -128,7 +128,10 @@ async def serve(settings: Settings, ready: Ready | None = None) -> int:
                     await store.aclose()
             nursery.cancel_scope.cancel()
     except* (StoreError, AdmissionError, BindError, ApiError) as group:
-        raise StartError(f"error: {_first(group)}") from None
+        error = _first(group)
+        # A supervisor starts us again, and waiting in silence would look like serving.
+        passing = "; start again when it answers" if isinstance(error, StoreUnavailable) else ""
+        raise StartError(f"error: {error}{passing}") from None
     return EXIT_OK
 
 
@@ -173,7 +176,7 @@ class ControlPlane:
                 await self._first_token()
                 gc.collect()
                 gc.freeze()
-                gc.set_threshold(20_000, 50, 100)
+                gc.set_threshold(20_000, 10, 10)
                 self._say_ready(addresses, ready)
                 nursery.start_soon(_watchdog)
                 await self._until_ended()

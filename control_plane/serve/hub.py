@@ -130,7 +130,8 @@ class Hub:
         read: a mesh may be large, and many may read slowly."""
         if not stream.greeted:
             stream.greeted = True
-            stream.beat = trio.current_time() + HEARTBEAT_S
+            stream.heard = trio.current_time()
+            stream.beat = stream.heard + HEARTBEAT_S
             return [self._hello(stream, replicas())]
         while not stream.goodbye:
             now = trio.current_time()
