@@ -20,6 +20,8 @@ from support.etcd_cluster import Etcd, need_etcd
 from support.mesh import Mesh, until
 from support.standin_control import Member
 
+pytestmark = pytest.mark.long
+
 RATE = 100.0
 
 

@@ -200,6 +200,7 @@ def ended(stream: Any) -> bool:
         return True
 
 
+@pytest.mark.long
 def test_too_much_is_refused(control: ControlPlane) -> None:
     rogue = Rogue(control)
     with Others(control):
@@ -254,6 +255,7 @@ def refused(client: Client, path: str, size: int) -> bool:
         return True
 
 
+@pytest.mark.long
 def test_bodies_that_never_end(control: ControlPlane) -> None:
     """A hundred bodies, each up to just below what is allowed, then nothing more."""
     rogue = Rogue(control)
@@ -363,6 +365,7 @@ def test_random_bytes_after_the_handshake(control: ControlPlane) -> None:
                 client.close()
 
 
+@pytest.mark.long
 def test_strangers_at_both_doors(control: ControlPlane) -> None:
     """Without a certificate: connections that say nothing, and tokens by guess."""
     with Others(control):

@@ -19,6 +19,8 @@ from support.mesh import Mesh, missing, until
 from support.rogue import Rogue
 from support.standin_control import Member, launch
 
+pytestmark = pytest.mark.long
+
 SHOP: dict[str, Any] = {
     "reviews": {"ports": {"http": {"port": 8000}}, "authz": {"allow": [{"from": ["web"]}]}},
     "web": {"calls": {"reviews": {}}},

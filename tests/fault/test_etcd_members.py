@@ -18,6 +18,8 @@ from control_plane.store.base import Batch, Compacted, Entry, Event, Put, StoreU
 from control_plane.store.etcd import EtcdStore
 from control_plane.store.open import EtcdOptions
 
+pytestmark = pytest.mark.long
+
 prefixes = (f"test/{number}/" for number in itertools.count())
 
 

@@ -134,6 +134,7 @@ def test_a_sidecar_that_rejects_is_named(mesh: Mesh, control: ControlPlane) -> N
     assert "service/web" in rows[0]["rejected"]
 
 
+@pytest.mark.long
 def test_roles_and_the_audit_log(mesh: Mesh, control: ControlPlane) -> None:
     control.apply(SHOP)
     viewer = as_operator(control, "vi", "viewer")
@@ -170,6 +171,7 @@ def test_a_certificate_instead_of_a_token(mesh: Mesh, control: ControlPlane) -> 
     control.context.chmod(0o600)
 
 
+@pytest.mark.long
 def test_a_ban_and_its_end(mesh: Mesh, control: ControlPlane) -> None:
     control.apply(SHOP)
     control.member("reviews", app=mesh.backend())
@@ -183,6 +185,7 @@ def test_a_ban_and_its_end(mesh: Mesh, control: ControlPlane) -> None:
     assert control.ok("cert", "bans", "-o", "name") == ""
 
 
+@pytest.mark.long
 def test_watching_until_ctrl_c(mesh: Mesh, control: ControlPlane) -> None:
     variables = environment() | {"PILLION_CONTEXT": str(control.context)}
     watch = subprocess.Popen(

@@ -135,6 +135,7 @@ def test_a_store_that_another_control_plane_has_open(mesh: Mesh) -> None:
     assert first.cli("check")[0] == 0
 
 
+@pytest.mark.long
 def test_etcd_that_demands_tls_and_a_password(mesh: Mesh, tmp_path: Path) -> None:
     need_etcd()
     ours, others = Certificates(tmp_path / "tls"), Certificates(tmp_path / "other")
@@ -176,6 +177,7 @@ def _made(path: Path) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_etcd_that_is_down_at_the_start_is_said_and_systemd_tries_again(mesh: Mesh, etcd: Etcd) -> None:
     """It ends, with the reason as its last words: a supervisor starts it again, as the unit in examples/deploy does."""
     control = unstarted(mesh, store_of(etcd))
@@ -214,6 +216,7 @@ def test_an_authority_that_does_not_fit_the_store(mesh: Mesh, etcd: Etcd) -> Non
     assert two.process is not None and two.process.poll() is None
 
 
+@pytest.mark.long
 def test_an_authority_that_is_damaged(mesh: Mesh) -> None:
     control = ControlPlane(mesh)
     assert control.stop() == 0
@@ -311,6 +314,7 @@ def by_kind(control: ControlPlane) -> dict[str, tuple[str, Entry]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("all_damages", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_each_kind_of_record_damaged_in_turn_while_it_runs(mesh: Mesh, etcd: Etcd, all_damages: bool) -> None:
     control = ControlPlane(mesh, store=store_of(etcd))
@@ -338,6 +342,7 @@ def test_each_kind_of_record_damaged_in_turn_while_it_runs(mesh: Mesh, etcd: Etc
     until(lambda: status(web) == 200, "an answer by the new policy")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["embedded", pytest.param("etcd", marks=pytest.mark.long)])
 def test_foreign_and_damaged_records_at_the_start(mesh: Mesh, kind: str, tmp_path: Path) -> None:
     if kind == "embedded":
@@ -379,6 +384,7 @@ def check_strange_records(control: ControlPlane) -> None:
     well(control, 30)
 
 
+@pytest.mark.long
 def test_defaults_that_cannot_be_read(mesh: Mesh) -> None:
     """They are still known from the change that brought them. Without that, nothing can be said of any service:
     sidecars keep what they have, and no newcomer is told less than holds."""
@@ -437,6 +443,7 @@ def test_a_store_whose_meta_record_is_not_good(mesh: Mesh, name: str, word: str)
 # -- a policy of a newer version
 
 
+@pytest.mark.long
 def test_a_policy_file_of_a_newer_version(mesh: Mesh) -> None:
     control = ControlPlane(mesh)
     _, web = shop(control)
@@ -450,6 +457,7 @@ def test_a_policy_file_of_a_newer_version(mesh: Mesh) -> None:
     assert status(web) == 200
 
 
+@pytest.mark.long
 def test_a_document_of_a_newer_version_in_the_store(mesh: Mesh, etcd: Etcd) -> None:
     """A newer replica has written what we do not know: the last good one serves on, and `check` says which and why."""
     control = ControlPlane(mesh, store=store_of(etcd))

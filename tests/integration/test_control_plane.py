@@ -109,6 +109,7 @@ def test_callers_learn_within_a_second_of_what_comes_and_goes(mesh: Mesh, contro
     assert "every caller knows" in second.log
 
 
+@pytest.mark.long
 def test_killed_it_is_gone_within_one_ttl(mesh: Mesh, control: ControlPlane) -> None:
     _, web = shop(control)
     second = control.member("reviews", app=mesh.backend())
@@ -147,6 +148,7 @@ def _copy_of(member: Member, mesh: Mesh) -> Path:
     return copy
 
 
+@pytest.mark.long
 def test_without_state_it_waits_and_says_so(mesh: Mesh, control: ControlPlane) -> None:
     token = control.token("web")
     control.kill()
@@ -185,6 +187,7 @@ def test_a_refusal_names_the_file_and_line_of_the_rule(mesh: Mesh, control: Cont
     assert code == 1 and "denied" in out
 
 
+@pytest.mark.long
 def test_certificates_of_seconds_are_renewed_under_load_without_a_failed_request(mesh: Mesh) -> None:
     control = ControlPlane(mesh, "r1", "--leaf-ttl=6s")
     reviews, web = shop(control)
@@ -199,6 +202,7 @@ def test_certificates_of_seconds_are_renewed_under_load_without_a_failed_request
     assert reviews.log.count("identity renewed") >= 3
 
 
+@pytest.mark.long
 def test_one_that_is_banned_is_served_no_more(mesh: Mesh, control: ControlPlane) -> None:
     _, web = shop(control)
     (row,) = [each for each in control.get("sidecars")["sidecars"] if each["service"] == "web"]
@@ -212,6 +216,7 @@ def test_one_that_is_banned_is_served_no_more(mesh: Mesh, control: ControlPlane)
     assert control.stop() == 0
 
 
+@pytest.mark.long
 def test_two_control_planes_over_etcd_one_killed(mesh: Mesh) -> None:
     from support.etcd_cluster import Etcd, need_etcd
 

@@ -242,6 +242,7 @@ def test_a_signal_while_it_starts_ends_everything(start: Callable[..., Demo], sc
     demo.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_the_second_signal_ends_it_at_once(start: Callable[..., Demo]) -> None:
     demo = start()
     demo.wait_for("ready after")
@@ -256,6 +257,7 @@ def test_the_second_signal_ends_it_at_once(start: Callable[..., Demo]) -> None:
     demo.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_killed_demo_leaves_nothing_either(start: Callable[..., Demo]) -> None:
     demo = start()
     demo.wait_for("ready after")
@@ -264,6 +266,7 @@ def test_a_killed_demo_leaves_nothing_either(start: Callable[..., Demo]) -> None
     demo.assert_nothing_left()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "which", ["sidecar", *(pytest.param(each, marks=pytest.mark.long) for each in ("service", "control plane"))]
 )
@@ -283,6 +286,7 @@ def test_a_child_that_dies_ends_the_demo_which_says_so(start: Callable[..., Demo
     demo.assert_nothing_left()
 
 
+@pytest.mark.long
 def test_a_reader_that_goes_away_ends_it(start: Callable[..., Demo]) -> None:
     demo = start()
     demo.wait_for("ready after")
@@ -342,6 +346,7 @@ def on_terminal(directory: Path, columns: int, lines: int, **more: str) -> Demo:
     return demo
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("columns", "lines", "more", "heading"),
     [

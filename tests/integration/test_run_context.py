@@ -72,6 +72,7 @@ def test_no_further_flag_is_needed(home: Home, control: Control) -> None:
     assert "Connection refused" in err and "going on with what" in err
 
 
+@pytest.mark.long
 def test_the_application_is_registered_while_it_runs(home: Home, control: Control) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -148,6 +148,7 @@ def test_renewal_while_traffic_flows(mesh: Mesh, control: Control) -> None:
     assert "could not be renewed" not in web.log + reviews.log
 
 
+@pytest.mark.long
 def test_an_expired_leaf_is_renewed_by_its_key(mesh: Mesh, control: Control) -> None:
     control.ttl = timedelta(seconds=5)
     control.hold({"service/web": service("web")})
@@ -298,6 +299,7 @@ def test_a_damaged_membership_says_what_to_do(mesh: Mesh, control: Control) -> N
     assert "put aside" in third.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_clocks_that_differ_by_minutes(mesh: Mesh, minutes: int) -> None:
     """Renewal goes by the certificate's own period, and the difference is said."""

@@ -23,6 +23,8 @@ from control_plane.store.open import EtcdOptions
 
 Host = tuple[str, int]
 
+pytestmark = pytest.mark.long
+
 
 async def attempt(options: EtcdOptions, *hosts: Host, timeout_s: float = 5) -> str:
     """Opens it and uses it a little; "" or the error's kind and text."""

@@ -152,6 +152,7 @@ def test_what_is_printed_is_all_that_it_takes(machine: Machine) -> None:
     machine.has(r"web .* 0/0 ")
 
 
+@pytest.mark.long
 def test_what_is_in_the_way_is_named_and_left_alone(machine: Machine) -> None:
     first = machine.up()
     state = machine.home / ".local" / "state" / "pillion" / "up"
@@ -202,6 +203,7 @@ def test_a_damaged_context_is_left_alone_and_a_removed_state_begins_anew(machine
     machine.ok("pillion get services")
 
 
+@pytest.mark.long
 def test_a_folder_of_policy_is_followed(machine: Machine) -> None:
     folder = machine.work / "policy"
     folder.mkdir()
