@@ -135,6 +135,7 @@ def mesh(tmp_path: Path) -> Iterator[Mesh]:
         yield mesh
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rounds", "seed"), [(2, 1), *(pytest.param(5, n, marks=pytest.mark.long) for n in (2, 3))])
 def test_killed_while_everything_changes(mesh: Mesh, rounds: int, seed: int) -> None:
     chance = random.Random(seed)

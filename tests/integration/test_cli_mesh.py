@@ -78,6 +78,7 @@ def test_a_mesh_is_looked_at(mesh: Mesh, control: ControlPlane) -> None:
     assert "✓ the clock agrees with the control plane's" in out and "all is well" in out
 
 
+@pytest.mark.long
 def test_policy_from_the_first_change_to_a_rollback(mesh: Mesh, control: ControlPlane) -> None:
     control.member("web", "--inbound=off")
     file = control.policy_file(SHOP)

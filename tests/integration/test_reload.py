@@ -109,6 +109,7 @@ def test_a_root_is_rotated_under_load_without_a_failed_request(pair: Pair) -> No
     load.check()
 
 
+@pytest.mark.long
 def test_a_root_that_is_removed_ends_the_connections_within_five_seconds(tmp_path: Path) -> None:
     """Idle and busy ones, on both sides; nothing is left that was let in by the old root."""
     with Mesh(tmp_path) as mesh:
@@ -339,6 +340,7 @@ def test_a_sighup_reopens_the_access_log(pair: Pair) -> None:
     assert "/after-the-rotation" not in moved.read_text()
 
 
+@pytest.mark.long
 def test_an_instance_that_ends_under_load_costs_no_request(pair: Pair) -> None:
     twin = pair.mesh.sidecar(
         "reviews", {"web": {}, "reviews": {"ports": {"http": {"port": 80}}}}, app=pair.app, outbound=False

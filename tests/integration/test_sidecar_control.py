@@ -128,6 +128,7 @@ def test_the_next_replica_at_once_after_a_goodbye(mesh: Mesh, control: Control) 
         until(lambda: web.source["connected"] == first.mesh, "the first one again", 5.0)
 
 
+@pytest.mark.long
 def test_renewal_while_traffic_flows(mesh: Mesh, control: Control) -> None:
     control.ttl = timedelta(seconds=6)
     app = mesh.backend()
