@@ -198,7 +198,7 @@ def test_certificates_of_seconds_are_renewed_under_load_without_a_failed_request
     last = {member.admin("/config")["identity"]["fingerprint"] for member in (reviews, web)}
     assert not first & last
     assert set(answers) == {"200"}, answers
-    assert answers["200"] > 2000
+    assert answers["200"] > 2000, answers
     assert reviews.log.count("identity renewed") >= 3
 
 
