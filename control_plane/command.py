@@ -5,7 +5,6 @@ to be good.
 """
 
 import json
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,22 @@ from typing import Any
 import click
 
 from certs.spiffe import SpiffeError, check_trust_domain
+from sidecar.command import ADDRESS, parse_address
 
-_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+from .cli.durations import parse_duration
+
 PATH = click.Path(path_type=Path)
 DEFAULT_STATE = "pillion-control-plane"
 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
-    """`90s`, `30m`, `24h`, `7d`."""
-    match = _DURATION.fullmatch(value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not a duration; write a number and a unit, such as 90s, 30m, 24h or 7d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return parse_duration(value)
 
 
-def address(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, int] | None:
+def address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, int]:
     """HOST:PORT."""
-    if value is None:
-        return None
-    host, colon, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT (a port is a number up to 65535)")
-    return host, int(port)
+    found: tuple[str, int] = parse_address(value, ADDRESS, param, ctx)
+    return found
 
 
 def _trust_domain(ctx: click.Context, param: click.Parameter, value: str) -> str:

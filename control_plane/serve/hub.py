@@ -63,7 +63,6 @@ class Stream:
     greeted: bool = False
     ended: bool = False
     beat: float = 0.0  # when the next heartbeat is due
-    pushes: int = 0
     edges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # callee -> requests, failures a second
     recent: deque[Told] = field(default_factory=deque)  # what `edges` is made of, the newest last
     edges_at: float = 0.0
@@ -95,8 +94,8 @@ class Stream:
 class Hub:
     """All streams of one replica."""
 
-    def __init__(self, name: str, resources: Resources, epoch: Callable[[], float]) -> None:
-        self.name, self.resources, self.epoch = name, resources, epoch
+    def __init__(self, name: str, resources: Resources) -> None:
+        self.name, self.resources = name, resources
         self.streams: dict[str, Stream] = {}
         self.revision = 0  # of the store, as the resources have it
         self.policy = 0  # the newest revision at which the policy changed
@@ -196,7 +195,6 @@ class Hub:
         if not fresh and not removed:
             self._settled(stream, self.policy)
             return None
-        stream.pushes += 1
         self._pushes += 1
         nonce = f"{self.name}-{self._pushes}"  # an answer meant for a stream before this one must not fit
         for each in fresh:

@@ -136,7 +136,7 @@ class Replica:
         self.state = State(own_roots(authority))
         self.catalogue = Catalogue()
         self.resources = Resources()
-        self.hub = Hub(settings.name, self.resources, epoch)
+        self.hub = Hub(settings.name, self.resources)
         self.instances: dict[str, dict[str, Held[Instance]]] = {}
         self.reaper = Reaper(self)
         self.by_fingerprint: dict[str, str] = {}  # of leaves, to sidecars

@@ -1,22 +1,16 @@
 """What the operators' pages say can be done, can be done.
 
-The blocks of shell in docs/install.md run in one bash in an empty directory, with free ports in place of those there;
-what a block of text says below must appear in their output, in that order (`…` stands for anything). Of the commands in
+The blocks of shell in docs/install.md run in an empty directory (`support.pages`). Of the commands in
 blocks of `console`, and of those within sentences, verbs and options must exist.
 """
 
-import os
 import re
 import shlex
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
+from support.pages import replacer, run_page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -25,77 +19,14 @@ PAGES = [INSTALL, DOCS / "troubleshooting.md", DOCS / "control-plane.md", DOCS /
 PORTS = ("15000", "15001", "15006", "15010", "15011", "15020", "8000")
 LIMIT_S = 90.0
 
-BLOCK = re.compile(r"```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
 CONSOLE = re.compile(r"```(?:console|sh)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`(pillion [a-z][^`]*)`")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-def with_ports(text: str, ports: dict[str, str]) -> str:
-    return re.sub(r"\b(" + "|".join(ports) + r")\b", lambda found: ports[found[0]], text)
-
-
 def test_the_first_service_comes_up_as_it_says(tmp_path: Path) -> None:
-    if shutil.which("curl") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("curl is missing, and CI=true does not allow to skip")
-        pytest.skip("curl is not installed")
-    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
-    blocks = BLOCK.findall(INSTALL.read_text())
-    assert len(blocks) >= 4
-    script = "set -eo pipefail\n" + "\n".join(
-        f"{with_ports(shell, ports)}\necho '=== end of block {number}'" for number, (shell, _) in enumerate(blocks)
-    )
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    program = programs / "pillion"
-    program.write_text(f"#!{sys.executable} -P\nimport sys\nfrom control_plane.cli import main\nsys.exit(main())\n")
-    program.chmod(0o755)
-    unwanted = ("PILLION_", "http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "STATE_DIRECTORY")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     work = tmp_path / "work"
     work.mkdir()
-    output = tmp_path / "output"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            ["bash", "-c", script],
-            cwd=work,
-            env=environment | {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            code = -1
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # what a block that failed has left
-            except ProcessLookupError:
-                pass
-            process.wait()
-    said = output.read_text()
-    assert code == 0, said
-    rest = said
-    for number, (_, expected) in enumerate(blocks):
-        part, mark, rest = rest.partition(f"=== end of block {number}\n")
-        assert mark, said
-        for line in with_ports(expected, ports).splitlines():
-            found = re.search(".*".join(re.escape(piece) for piece in line.split("…")), part)
-            assert found, f"no {line!r} in block {number}:\n{part}"
-            part = part[found.end() :]
+    run_page(INSTALL, work, tmp_path, replacer(PORTS), blocks_min=4, limit_s=LIMIT_S)
     assert list(work.iterdir()) == []
 
 

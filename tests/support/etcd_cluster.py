@@ -24,31 +24,21 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from support.mesh import free_ports, missing
+
 START_S = 30.0
 
 
 def need_etcd() -> None:
-    missing = [name for name in ("etcd", "etcdctl") if shutil.which(name) is None]
-    if missing:
-        text = f"no {' and no '.join(missing)} on this machine (apt-get install etcd-server etcd-client)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text)
-        pytest.skip(text)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
+    absent = [name for name in ("etcd", "etcdctl") if shutil.which(name) is None]
+    if absent:
+        missing(f"{' and '.join(absent)} (apt-get install etcd-server etcd-client)")
 
 
 class Certificates:

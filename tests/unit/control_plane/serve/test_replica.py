@@ -1,20 +1,18 @@
 """The replica on virtual time, over a store in memory."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import trio
 from support.memory_store import MemoryStore
+from support.operators import AUTHORITY, EPOCH, make_authority
+from support.replicas import Kit, beat, connect
 from trio.testing import MockClock
 
-from certs.authority import bundle_of, create_root
-from certs.files import CaFiles
 from control_plane.serve.admission import AdmissionError, admit
-from control_plane.serve.hub import Stream
-from control_plane.serve.replica import Replica, ReplicaSettings
+from control_plane.serve.replica import Replica
 from control_plane.state.records import (
     ALIVE,
     AUDIT,
@@ -38,69 +36,18 @@ from control_plane.state.records import (
 )
 from control_plane.store.base import Delete, Put
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-EPOCH = NOW.timestamp()
-
-
-def make_authority(trust_domain: str = "mesh.local") -> CaFiles:
-    root = create_root(trust_domain, NOW)
-    return CaFiles(trust_domain, root.certificate, root.issue_authority(NOW), bundle_of(root))
-
-
-AUTHORITY = make_authority()
-
 
 def document(name: str, text: str) -> Document:
     return Document("mesh.yaml", 3, f"  {name}: {text}\n", "ana", EPOCH, 1)
 
 
-class Kit:
-    def __init__(self) -> None:
-        self.store = MemoryStore()
-
-    def replica(self, name: str = "r1") -> Replica:
-        settings = ReplicaSettings(name, f"127.0.0.1:1{name[1:]}", f"127.0.0.1:2{name[1:]}")
-        return Replica(self.store, AUTHORITY, settings, epoch=lambda: EPOCH + trio.current_time())
-
-    @asynccontextmanager
-    async def running(self, name: str = "r1") -> AsyncIterator[Replica]:
-        await admit(self.store, AUTHORITY, name, EPOCH, "m1")
-        replica = self.replica(name)
-        await replica.start()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(replica.run)
-            await trio.sleep(20.0)  # past the time in which nobody is judged
-            yield replica
-            nursery.cancel_scope.cancel()
-
-
 @pytest.fixture
 def kit() -> Kit:
-    return Kit()
-
-
-async def connect(replica: Replica, sidecar: str, service: str, port: int = 1) -> Stream:
-    record = Sidecar(service, (f"f-{sidecar}",), EPOCH + 1e6, EPOCH, EPOCH)
-    await replica.commit([Put(SIDECARS + sidecar, encode(record))])
-    stream = Stream(sidecar, service, "1", False, set(), {}, EPOCH, trio.current_time())
-    replica.hub.open(stream)
-    await replica.lease(sidecar)
-    if port:
-        await replica.register(sidecar, service, Instance("10.0.0.1", port))
-    return stream
-
-
-async def beat(replica: Replica, *sidecars: str) -> None:
-    while True:
-        for sidecar in sidecars:
-            replica.heartbeat(sidecar)
-        await trio.sleep(5.0)
+    return Kit(MemoryStore())
 
 
 def told(replica: Replica, service: str) -> list[int]:
     held = replica.resources.held[f"endpoints/{service}"]
-    import json
-
     return sorted(each["port"] for each in json.loads(held.line)["data"])
 
 

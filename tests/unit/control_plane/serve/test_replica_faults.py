@@ -1,21 +1,20 @@
 """What goes wrong around a replica, on virtual time: leases that end, commits that fail, clocks that differ."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import trio
+from support import replicas
 from support.memory_store import MemoryStore
+from support.operators import EPOCH
+from support.replicas import beat, connect
 from trio.testing import MockClock
 
-from certs.authority import bundle_of, create_root
-from certs.files import CaFiles
 from control_plane.serve import replica as module
-from control_plane.serve.admission import admit
 from control_plane.serve.hub import Stream
 from control_plane.serve.operator_views import policy_revision
-from control_plane.serve.replica import Replica, ReplicaSettings
+from control_plane.serve.replica import Replica
 from control_plane.state.records import (
     ALIVE,
     BANS,
@@ -35,19 +34,6 @@ from control_plane.state.records import (
 )
 from control_plane.store.base import Compare, Delete, Operation, Put, StoreUnavailable
 
-EPOCH = 1_767_225_600.0
-
-
-def _authority() -> CaFiles:
-    from datetime import UTC, datetime
-
-    now = datetime.fromtimestamp(EPOCH, UTC)
-    root = create_root("mesh.local", now)
-    return CaFiles("mesh.local", root.certificate, root.issue_authority(now), bundle_of(root))
-
-
-AUTHORITY = _authority()
-
 
 class SlyStore(MemoryStore):
     """`before` is called with the operations of each commit, and may change the store or raise."""
@@ -59,47 +45,13 @@ class SlyStore(MemoryStore):
         return await super().commit(operations, compares)
 
 
-class Kit:
-    def __init__(self) -> None:
-        self.store = SlyStore()
-
-    def replica(self, name: str, skew_s: float) -> Replica:
-        settings = ReplicaSettings(name, f"127.0.0.1:1{name[1:]}", f"127.0.0.1:2{name[1:]}")
-        return Replica(self.store, AUTHORITY, settings, epoch=lambda: EPOCH + skew_s + trio.current_time())
-
-    @asynccontextmanager
-    async def running(self, name: str = "r1", skew_s: float = 0.0) -> AsyncIterator[Replica]:
-        await admit(self.store, AUTHORITY, name, EPOCH, "m1")
-        replica = self.replica(name, skew_s)
-        await replica.start()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(replica.run)
-            await trio.sleep(20.0)  # past the time in which nobody is judged
-            yield replica
-            nursery.cancel_scope.cancel()
+class Kit(replicas.Kit):
+    store: SlyStore
 
 
 @pytest.fixture
 def kit() -> Kit:
-    return Kit()
-
-
-async def connect(replica: Replica, sidecar: str, service: str = "web", port: int = 1, **more: Any) -> Stream:
-    record = Sidecar(service, (f"f-{sidecar}",), EPOCH + 1e6, EPOCH, EPOCH)
-    await replica.commit([Put(SIDECARS + sidecar, encode(record))])
-    stream = Stream(sidecar, service, "1", False, set(), {}, EPOCH, trio.current_time())
-    replica.hub.open(stream)
-    await replica.lease(sidecar)
-    if port:
-        await replica.register(sidecar, service, Instance("10.0.0.1", port, **more))
-    return stream
-
-
-async def beat(replica: Replica, *sidecars: str) -> None:
-    while True:
-        for sidecar in sidecars:
-            replica.heartbeat(sidecar)
-        await trio.sleep(5.0)
+    return Kit(SlyStore())
 
 
 def states(replica: Replica, service: str = "web") -> dict[str, str]:
