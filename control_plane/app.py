@@ -303,7 +303,7 @@ class ControlPlane:
                         nursery.cancel_scope.cancel()
 
             nursery.start_soon(at_once)
-            await self.replica.leave()
+            await self.replica.presence.leave()
             await self.front.drain(DRAIN_S)
             self.ending.set()
             nursery.cancel_scope.cancel()

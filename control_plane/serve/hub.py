@@ -120,6 +120,10 @@ class Hub:
             del self.streams[stream.id]
         self._note_answer()
 
+    def report(self, sidecars: Iterable[str]) -> None:
+        """What the store says of these is out of date."""
+        self.reported.update(sidecars)
+
     def end_all(self, reason: str) -> None:
         for stream in self.streams.values():
             stream.end(reason)

@@ -10,20 +10,18 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import trio
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.bundle import BundleError, TrustBundle
 from certs.files import CaFiles
 from certs.spiffe import SpiffeId
-from certs.svid import fingerprint
 from control_plane.state.mirror import Changed, Held, State
-from control_plane.state.policy import Catalogue, policy_of, settle
+from control_plane.state.policy import Catalogue, policy_of
 from control_plane.state.records import (
     ALIVE,
     AUDIT,
@@ -34,20 +32,14 @@ from control_plane.state.records import (
     INSTANCES,
     LIVE,
     META,
-    OBSERVED,
     REPLICAS,
     ROOTS,
     SERVICES,
     SETTLED,
     SIDECARS,
-    STATUS,
     TOKENS,
     Audit,
     Instance,
-    Live,
-    Observed,
-    ReplicaRecord,
-    Status,
     encode,
 )
 from control_plane.state.registry import TTL_S, endpoints
@@ -62,29 +54,22 @@ from control_plane.store.base import (
     Put,
     Store,
     StoreError,
-    StoreUnavailable,
 )
 
 from .admission import own_roots
-from .hub import Hub, rates
+from .housekeeping import Housekeeping
+from .hub import Hub
 from .leases import Leases
-from .parts import BATCH, batches
+from .presence import Presence
 from .reaper import Reaper
 
 log = logging.getLogger(__name__)
 
 QUIET_S, QUIET_MAX_S = 0.1, 0.5  # how long changes are gathered
 KEEP_ALIVE_S = 2.0
-PUBLISH_S = 0.2
-OBSERVE_S = 10.0
-BEHIND_S = 1.0  # who has not answered by then is named
-BEHIND_MAX = 1000
-COMPACT_S = 300.0
 RETRY_S = 1.0
 TOLD_S = 10.0  # how long a change may take to come back from the store
-OWN_TTL_S = 15.0
 AUDITS_MAX = 10_000
-EDGES_MAX = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +128,11 @@ class Replica:
         self._fingerprints: dict[str, tuple[str, ...]] = {}
         self.store_problem = ""
         self.store_since = -TTL_S  # trio's clock, when the store last came back
-        self.leases = Leases(store, self.state, settings.name, epoch, self._given, self.store_lost)
+        self.leases = Leases(store, self.state, settings.name, epoch, self.hub.report, self.store_lost)
         self.flushes = 0
         self.policy_revision = 0
-        self._own_lease = 0
-        self._own_turn = trio.Lock()
-        self._leaving = False
+        self.presence = Presence(self)
+        self.housekeeping = Housekeeping(self)
         self._pending = _Pending()
         self._wake = trio.Event()
         self._urgent = trio.Event()
@@ -156,7 +140,6 @@ class Replica:
         self._committed: list[tuple[int, int, trio.Event]] = []  # a heap of those who wait for their own change
         self._numbers = itertools.count()
         self._flushed = trio.Event()
-        self._unsettled = trio.Event()
         self.policy = policy_of(self.state)
 
     def now(self) -> float:
@@ -185,10 +168,10 @@ class Replica:
                 self.reaper.run,
                 self._lease_loop,
                 self.leases.give,
-                self._publish_loop,
-                self._observe_loop,
-                self._compact_loop,
-                self._settle_loop,
+                self.presence.publish,
+                self.presence.observe,
+                self.housekeeping.compact,
+                self.housekeeping.settle,
             ):
                 nursery.start_soon(self._keep_going, task)
 
@@ -413,7 +396,7 @@ class Replica:
             revisions = [held.revision for held in self.policy.changes.values()]
             revisions += [held.revision for held in self.policy.documents.values()]
             self.policy_revision = max(revisions, default=0)
-            self._unsettled.set()
+            self.housekeeping.unsettled.set()
         policy = self.policy
         implicit = set(self.instances)
         implicit.update(held.record.service for held in state.table(SIDECARS).values())
@@ -497,139 +480,11 @@ class Replica:
         while True:
             try:
                 await self.leases.keep(self.hub.streams.keys())
-                await self._renew_own()
+                await self.presence.renew()
                 self._store_back()
             except StoreError as error:
                 self.store_lost(error)
             await trio.sleep(KEEP_ALIVE_S)
-
-    async def _renew_own(self) -> None:
-        async with self._own_turn:
-            damaged = REPLICAS + self.settings.name in self.state.problems
-            if self._own_lease and not damaged and not await self.store.keep_alive([self._own_lease]):
-                return
-            if not self._leaving:
-                await self._enter()
-
-    async def _enter(self) -> None:
-        self._own_lease = await self.store.grant(OWN_TTL_S)
-        settings = self.settings
-        issuer = fingerprint(self.authority.issuing.certificate.public_bytes(Encoding.DER))
-        record = ReplicaRecord(settings.mesh, settings.join, issuer, settings.version, self.epoch(), settings.folder)
-        try:
-            await self.store.commit([Put(REPLICAS + settings.name, encode(record), self._own_lease)])
-        except ValueError as error:  # it has ended already
-            raise StoreUnavailable(str(error)) from None
-
-    async def leave(self) -> None:
-        """We end: others should not wait for our lease."""
-        self._leaving = True
-        with trio.move_on_after(2.0):
-            async with self._own_turn:
-                try:
-                    if self._own_lease:
-                        await self.store.revoke(self._own_lease)
-                except StoreError as error:
-                    log.warning("our own lease could not be ended: %s", error)
-
-    def _given(self, sidecars: Collection[str]) -> None:
-        """They have leases: what is said of them can be kept."""
-        self.hub.reported.update(sidecars)
-
-    async def _publish_loop(self) -> None:
-        """What sidecars answered, for the other replicas."""
-        behind_since = trio.current_time()
-        while True:
-            await trio.sleep(PUBLISH_S)
-            reported, self.hub.reported = self.hub.reported, set()
-            operations: list[Put] = []
-            for each in reported:
-                stream, lease = self.hub.streams.get(each), self.leases.get(each)
-                if stream is None or not lease:
-                    continue
-                record = Live(self.settings.name, dict(stream.rejected), stream.version)
-                if self.state.get(LIVE, each) != record:
-                    operations.append(Put(LIVE + each, encode(record), lease))
-            behind = self.hub.behind()
-            if not behind:
-                behind_since = trio.current_time()
-            if self._own_lease and (not behind or trio.current_time() - behind_since > BEHIND_S):
-                status = Status(self.hub.policy, tuple(sorted(behind)[:BEHIND_MAX]))
-                if self.state.get(STATUS, self.settings.name) != status:
-                    operations.append(Put(STATUS + self.settings.name, encode(status), self._own_lease))
-            try:
-                for part in batches(operations):
-                    await self._publish(part)
-            except StoreError as error:
-                self.store_lost(error)
-                self.hub.reported |= reported
-
-    async def _publish(self, operations: Sequence[Put]) -> None:
-        """Raises StoreError."""
-        try:
-            await self.store.commit(operations)
-        except ValueError:  # a lease has ended; who gets a new one is reported again, and holds up nobody until then
-            for each in operations if len(operations) > 1 else ():
-                await self._publish([each])
-
-    async def _observe_loop(self) -> None:
-        while True:
-            await trio.sleep(OBSERVE_S)
-            streams = list(self.hub.streams.values())
-            busiest = sorted(rates(streams).items(), key=lambda item: -item[1][0])[:EDGES_MAX]
-            edges = tuple((*edge, round(value[0], 2), round(value[1], 2)) for edge, value in sorted(busiest))
-            breakers = sorted({(each.service, *breaker) for each in streams for breaker in each.breakers})
-            record = Observed(edges, tuple(breakers[:EDGES_MAX]))
-            held = self.state.get(OBSERVED, self.settings.name)
-            if record == (held if held is not None else Observed()) or not self._own_lease:
-                continue
-            try:
-                await self.store.commit([Put(OBSERVED + self.settings.name, encode(record), self._own_lease)])
-            except (StoreError, ValueError) as error:
-                log.debug("what sidecars observe could not be kept: %s", error)
-
-    # -- house-keeping
-
-    async def _settle_loop(self) -> None:
-        """A change is in force once it is recorded; its documents come under their own keys in further transactions."""
-        while True:
-            await self._unsettled.wait()
-            self._unsettled = trio.Event()
-            try:
-                while (step := settle(policy_of(self.state))) is not None:
-                    await self.commit(step.operations, step.compares)
-            except Conflict:  # another replica does it, or a change has come in between
-                self._unsettled.set()
-                await trio.sleep(PUBLISH_S)
-            except StoreError as error:
-                log.warning("the last change of the policy is in force, but not yet settled: %s", error)
-                self._unsettled.set()
-                await trio.sleep(RETRY_S)
-
-    async def _compact_loop(self) -> None:
-        """The store's past is of use for those who come back after a moment, not longer."""
-        while True:
-            revision = self.state.revision
-            await trio.sleep(COMPACT_S)
-            try:
-                await self.store.compact(revision)
-                await self._tidy()
-            except (StoreError, ValueError) as error:  # ValueError: the store went back before that revision
-                log.debug("the store was not tidied: %s", error)
-
-    async def _tidy(self) -> None:
-        """Forget tokens that have expired for a day, and sidecars that can never come back without a new one."""
-        now, grace_s = self.epoch(), self.settings.rejoin_grace.total_seconds()
-        gone: list[tuple[str, int]] = []
-        for name, held in self.state.table(TOKENS).items():
-            if held.record.expires + 86400.0 < now:
-                gone.append((TOKENS + name, held.revision))
-        for name, held in self.state.table(SIDECARS).items():
-            if held.record.not_after + grace_s < now and name not in self.hub.streams:
-                gone.append((SIDECARS + name, held.revision))
-        for start in range(0, len(gone), BATCH // 2):
-            part = gone[start : start + BATCH // 2]
-            await self.store.commit([Delete(key) for key, _ in part], [Compare(key, each) for key, each in part])
 
     # -- registrations
 

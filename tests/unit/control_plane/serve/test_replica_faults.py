@@ -11,7 +11,7 @@ from support.operators import EPOCH
 from support.replicas import beat, connect
 from trio.testing import MockClock
 
-from control_plane.serve import replica as module
+from control_plane.serve import housekeeping as module
 from control_plane.serve.hub import Stream
 from control_plane.serve.operator_views import policy_revision
 from control_plane.serve.replica import Replica
@@ -170,7 +170,7 @@ async def test_a_heartbeat_brings_a_lost_sign_of_life_back(kit: Kit, autojump_cl
 
 async def test_who_leaves_does_not_come_back(kit: Kit, autojump_clock: MockClock) -> None:
     async with kit.running() as one, kit.running("r2") as two:
-        await two.leave()
+        await two.presence.leave()
         for _ in range(10):
             await trio.sleep(0.5)
             assert set(one.state.table(REPLICAS)) == {"r1"}
