@@ -174,9 +174,9 @@ async def serve_listener(
     on_refused: Callable[[Address, str], object] = _ignore,
     report: Callable[[str], object] = _ignore,
 ) -> None:
-    """Accept until cancelled. `call(on_connection, accepted)` hands on each connection (Reactor.call). With `tls` the
-    caller must prove an identity of our trust domain that is not `banned` (with CERT_OPTIONAL, if it states any);
-    `permissive` says whether plain callers are let in beside.
+    """Accept until cancelled, or until the listener is closed. `call(on_connection, accepted)` hands on each connection
+    (Reactor.call). With `tls` the caller must prove an identity of our trust domain that is not `banned` (with
+    CERT_OPTIONAL, if it states any); `permissive` says whether plain callers are let in beside.
     `on_refused` hears of each connection that did not get in and why; `report` gets lines for the log. The listener
     stays the caller's.
     """
@@ -240,9 +240,12 @@ class _Front:
 
     async def accept(self) -> None:
         listener = self.listener
-        while True:
+        # Its owner may cancel us and close it in the very pass in which it became readable: we run once more.
+        while listener.fileno() >= 0:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(ACCEPTS_PER_TURN):
+                if listener.fileno() < 0:
+                    return
                 try:
                     sock, where = listener.accept()
                 except BlockingIOError:

@@ -465,6 +465,24 @@ async def test_running_out_of_descriptors_pauses_and_recovers():
             client.close()
 
 
+async def test_a_listener_that_is_closed_while_it_accepts_is_no_error():
+    """Its owner closes it in the very pass in which callers arrive: whoever came first stays, nothing is raised."""
+    listener = bind_listener("127.0.0.1", 0)
+    callers = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+    accepted: list[Accepted] = []
+
+    def ends(one: Accepted) -> None:
+        accepted.append(one)
+        listener.close()
+
+    with trio.fail_after(5):
+        await serve_listener(listener, ends, call=lambda fn, *args: fn(*args))
+        await serve_listener(listener, ends, call=lambda fn, *args: fn(*args))
+    assert len(accepted) == 1
+    for sock in (*callers, accepted[0].sock):
+        sock.close()
+
+
 async def test_ipv6_listens_and_dials():
     try:
         door_open = serving(None, host="::1")

@@ -86,7 +86,10 @@ class ControlPlane:
     def stop(self, limit_s: float = 20.0) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(limit_s)
+        code = self.process.wait(limit_s)
+        if code:
+            print(self.log)  # pytest shows it where the test fails
+        return code
 
     # -- the command line
 
