@@ -60,4 +60,7 @@ $(DEV): $(RUN)
 $(BENCH): $(DEV)
 	@echo "installing what the benchmark needs …"
 	@$(PIP) install --group bench
+	@# in an environment of its own: it wants older versions of what pillion uses
+	@$(PYTHON) -m venv $(VENV)/mitmproxy
+	@$(VENV)/mitmproxy/bin/python -m pip --quiet --disable-pip-version-check --no-input install mitmproxy
 	@touch $@

@@ -42,6 +42,7 @@ from sidecar.telemetry.logs import Logs
 from sidecar.telemetry.metrics import Registry
 from sidecar.telemetry.systemd import notify
 from sidecar.telemetry.writer import SinkError
+from sidecar.wire.http2 import engine_class
 
 from .assembly import Assembly, sticky_key_from
 from .entrance import Entrance
@@ -82,6 +83,7 @@ class Settings:
     intercept: bool = False
     allow_filters: tuple[str, ...] = ()
     filter_path: tuple[str, ...] = ()
+    http2_engine: str = "auto"
     access_log: str = "off"
     log_level: str = "info"
     log_format: str = "text"
@@ -200,6 +202,7 @@ class App:
                 "services": self.world.plans.service_names(),
             },
             "settings": json.loads(json.dumps(settings, default=str)),
+            "http2_engine": engine_class(self.settings.http2_engine).name,
             "filters": self.assembly.names(),
         }
 
@@ -218,10 +221,15 @@ class App:
                     "tls": endpoint.tls.value,
                     "healthy": endpoint.healthy,
                     "breaker": endpoint.breaker.state(now),
+                    "weight": round(endpoint.weight, 3),
+                    "zone": endpoint.zone,
+                    "priority": endpoint.priority,
+                    "balancer": dict(cluster.balancer.describe(endpoint, now)) if cluster.balancer is not None else {},
                     "active": endpoint.active,
                     "idle": len(endpoint.idle),
                     "successes": endpoint.successes,
                     "failures": endpoint.failures,
+                    "service_panic": cluster.panic,
                     "service_active": cluster.active,
                     "service_connections": cluster.connections,
                     "service_waiting": len(cluster.waiters),
@@ -251,11 +259,22 @@ async def serve(
 
     async with trio.open_nursery() as nursery:
         holder = Identity(identity)
-        world = World(nursery, registry, holder, access, note, strict=settings.strict, mark=mark)
+        world = World(
+            nursery,
+            registry,
+            holder,
+            access,
+            note,
+            strict=settings.strict,
+            mark=mark,
+            http2_engine=settings.http2_engine,
+        )
         holder.sni = world.serves_sni
         holder.replace(identity)
         loader = Loader(settings.allow_filters, settings.filter_path)
-        assembly = Assembly(world, loader, settings.service, settings.apps, sticky_key_from(identity.key_pem))
+        assembly = Assembly(
+            world, loader, settings.service, settings.apps, sticky_key_from(identity.key_pem), settings.zone
+        )
         app = App(settings, logs, world, assembly)
         app.source = Controlled(app, member, _installed()) if member is not None else Files(app)
         _observe(app, access)
@@ -386,6 +405,7 @@ def run(settings: Settings) -> int:
     access: AccessLog | None = None
     state: StateDir | None = None
     try:
+        _check_engine(settings.http2_engine)
         if settings.state_dir is not None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may be long before there is anything to reload
             state = _open_state(settings.state_dir)
@@ -403,6 +423,14 @@ def run(settings: Settings) -> int:
         if state is not None:
             state.close()
         logs.close()
+
+
+def _check_engine(name: str) -> None:
+    """Raises StartError."""
+    try:
+        engine_class(name)
+    except ImportError as error:
+        raise StartError(f"error: --http2-engine {name}: {error}; leave it out, or choose h2") from error
 
 
 def _open_state(path: Path) -> "StateDir":

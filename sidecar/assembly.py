@@ -12,6 +12,7 @@ import random
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,7 +22,8 @@ from sidecar.api import FilterBase, FilterContext
 from sidecar.model.snapshot import Route, Service, Snapshot
 from sidecar.model.source import Source
 from sidecar.plugins.builtin import uses
-from sidecar.plugins.loader import FilterError, Loader, Prepared, describe
+from sidecar.plugins.loader import Loader, PluginError, Prepared, describe
+from sidecar.policy.balancing import Balancing
 from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.plan import PlanError, Surroundings, compile_plans
@@ -59,9 +61,12 @@ class Assembly:
         own: str,
         apps: Mapping[str, tuple[str, int]],
         sticky_key: bytes,
+        zone: str = "",
     ) -> None:
         self.world, self.loader = world, loader
-        self.own, self.apps, self.sticky_key = own, apps, sticky_key
+        self.own, self.apps, self.sticky_key, self.zone = own, apps, sticky_key, zone
+        self.balancers: dict[tuple[str, str], Balancing] = {}  # by service, and by name and settings
+        self._next_balancers: dict[tuple[str, str], Balancing] = {}
         self.running: dict[FilterKey, _Running] = {}
         self._next: dict[FilterKey, _Running] = {}
 
@@ -69,6 +74,7 @@ class Assembly:
         """Serve by this snapshot from now on. Raises PlanError, with nothing changed, where it cannot be served."""
         world = self.world
         self._next = {}
+        self._next_balancers = {}
         around = Surroundings(
             own=self.own,
             trust_domain=world.identity.current.trust_domain,
@@ -79,6 +85,9 @@ class Assembly:
                 side=side, service=service, route=route, version=version
             ),
             on_breaker=self._on_breaker,
+            on_panic=self._on_panic,
+            balancer=self._balancer,
+            zone=self.zone,
         )
         fresh = await self._open_new(snapshot)
         try:
@@ -88,6 +97,7 @@ class Assembly:
             raise
         old_chains, old = world.plans.chains, self.running
         self.running = self._next
+        self.balancers = self._next_balancers
         world.swap(plans, stale)
         world.registry.swapped()
         unused = [running for key, running in old.items() if key not in self.running]
@@ -123,7 +133,7 @@ class Assembly:
                         running = _Running(prepared.make(), self._context(side, service.name, prepared.name), prepared)
                         opened.append(running)
                     self._next[key] = running
-                except FilterError as error:
+                except PluginError as error:
                     problems.append((error.source, error.text))
         begun: list[_Running] = []
         for running in opened:
@@ -182,6 +192,28 @@ class Assembly:
             while any(chain.active > 0 for chain in using):  # noqa: ASYNC110
                 await trio.sleep(0.1)  # rare and bounded: not worth an event on the data path
         await _close_all(unused)
+
+    # -- balancers
+
+    def _balancer(self, service: Service) -> Balancing:
+        """The balancer that runs already, if it is named in the same way; else a new one."""
+        try:
+            prepared = self.loader.balancer(service)
+            key = (service.name, prepared.key)
+            found = self.balancers.get(key)
+            if found is None:
+                found = prepared.make(partial(self._balancer_failed, service.name, prepared.name))
+        except PluginError as error:
+            raise PlanError([(error.source, error.text)]) from error
+        self._next_balancers[key] = found
+        return found
+
+    def _balancer_failed(self, service: str, name: str, text: str) -> None:
+        self.world.meters.service("out", service).balancer_errors.inc()
+        self.world.note(f"balancer {service}", f"balancer {name} of {service}: {text}")
+
+    def _on_panic(self, cluster: Cluster, text: str) -> None:
+        log.warning("%s: %s", cluster.name, text)
 
     # -- breakers
 

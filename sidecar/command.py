@@ -164,7 +164,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--weight", type=click.IntRange(1, 1000), default=1, show_default=True, help="Our share, relative to the others."
 )
-@click.option("--zone", default="", metavar="NAME", help="Where we are, for people.")
+@click.option("--zone", default="", metavar="NAME", help="Where we are: endpoints of the same zone are preferred.")
 @click.option("--inbound", type=ADDRESS, default="0.0.0.0:15006", show_default=True, help="Mutual TLS from the mesh.")
 @click.option(
     "--outbound", type=ADDRESS, default="127.0.0.1:15001", show_default=True, help="The application's way out."
@@ -176,6 +176,13 @@ PATH = click.Path(path_type=Path)
     "--allow-filters", multiple=True, metavar="PREFIX", help="Python packages from which a policy may name filters."
 )
 @click.option("--filter-path", multiple=True, metavar="DIR", help="A further directory to import filters from.")
+@click.option(
+    "--http2-engine",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "ngh2", "h2"]),
+    help="What reads and writes HTTP/2: ngh2 (libnghttp2), h2 (in Python), or ngh2 where it can be loaded.",
+)
 @click.option("--access-log", default="off", show_default=True, help="stdout, off, or a file.")
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])

@@ -1,8 +1,9 @@
 """Every door of a sidecar: inbound, outbound, local ports, and what interception leads in.
 
-Opens listeners, accepts, and hands each connection to an HTTP Downstream or a TCP task by what was agreed (SNI, ALPN)
-or by where it came in. Must not know requests. Invariants: a new set of local ports is bound before the old one is
-given up, so a port in use refuses a policy instead of half applying it; every socket opened here is closed here.
+Opens listeners, accepts, and hands each connection to a Downstream of HTTP/1.1 or HTTP/2 or to a TCP task, by what was
+agreed (SNI, ALPN) or by where it came in; a plain one tells its version of HTTP by its first bytes. Must not know
+requests. Invariants: a new set of local ports is bound before the old one is given up, so a port in use refuses a
+policy instead of half applying it; every socket opened here is closed here.
 """
 
 import logging
@@ -24,7 +25,8 @@ from sidecar.proxy.accept import Accepted, Gate, bind_listener, serve_listener
 from sidecar.proxy.bind import BindError
 from sidecar.proxy.downstream import Downstream
 from sidecar.proxy.entries import Inbound, Outbound
-from sidecar.proxy.tls import HTTP1, TCP
+from sidecar.proxy.http2_down import Http2Downstream
+from sidecar.proxy.tls import HTTP1, HTTP2, TCP
 
 if TYPE_CHECKING:
     from sidecar.proxy.world import World
@@ -230,7 +232,8 @@ class Entrance:
             world.errand(tcp.serve_inbound, world, accepted, port.tcp)
             return
         entry = Inbound(world, port.name, accepted.peer, accepted.fingerprint)
-        Downstream(world, entry, accepted.peer, accepted.address[0]).begin(accepted.sock)
+        kind = Http2Downstream if accepted.alpn == HTTP2 else Downstream
+        kind(world, entry, accepted.peer, accepted.address[0]).begin(accepted.sock)
 
     def _plain_port(self, accepted: Accepted) -> PortPlan | None:
         """A plain peer says no name: the port that it was led in from, else the first."""
@@ -329,7 +332,7 @@ def _contradiction(port: PortPlan | None, accepted: Accepted) -> str | None:
         return None
     if port.tcp is not None and accepted.alpn != TCP:
         return f"port {port.name} is TCP, but the peer speaks {accepted.alpn or 'no ALPN'}"
-    if port.http is not None and accepted.alpn not in (HTTP1, None):
+    if port.http is not None and accepted.alpn not in (HTTP1, HTTP2, None):
         return f"port {port.name} is HTTP, but the peer speaks {accepted.alpn}"
     return None
 

@@ -15,6 +15,7 @@ from sidecar.discovery.files import IdentityDirectory, PolicyFiles
 from sidecar.model.load import Loaded
 from sidecar.model.problems import render
 from sidecar.model.snapshot import Health, Service
+from sidecar.model.snapshot import Protocol as Speaks
 from sidecar.policy.plan import ports
 from sidecar.proxy.connect import DialError
 
@@ -243,13 +244,19 @@ class Controlled:
         own = self._own
         return None if own is None else own.health
 
-    def _application(self, http: bool) -> Address | None:
-        """Where our application listens; None: nobody has told."""
+    def _application(self, health: Health) -> Address | None:
+        """Where our application listens for such checks; None: nobody has told."""
         own = self._own
         apps = self.app.settings.apps
-        for port in ports(own) if own is not None else ():
-            if http and port.protocol.value != "http":
-                continue
+        all_ports = ports(own) if own is not None else ()
+        if health.http is not None:
+            wanted = [port for port in all_ports if port.protocol is Speaks.HTTP]
+        elif health.grpc is not None:
+            http = [port for port in all_ports if port.protocol.is_http]
+            wanted = [port for port in http if port.protocol is Speaks.GRPC] or http
+        else:
+            wanted = list(all_ports)
+        for port in wanted:
             found = apps.get(port.name) or apps.get("")
             if found is not None:
                 return found
@@ -259,7 +266,7 @@ class Controlled:
 
     async def _connect(self, health: Health) -> trio.abc.Stream:
         """A connection to our application, made as those of the data path are. Raises OSError."""
-        address = self._application(health.http is not None)
+        address = self._application(health)
         if address is None:
             raise OSError(errno.EDESTADDRREQ, "nobody has told where it listens: give --app, or ports in its policy")
         try:

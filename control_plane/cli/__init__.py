@@ -51,6 +51,7 @@ VERBS = {
     "policy": Verb("control_plane.cli.policy:policy", "Check, apply and explain policy."),
     "run": Verb("sidecar.run.command:run", "Run a command with a sidecar beside it."),
     "sidecar": Verb("sidecar.command:sidecar", "Run a sidecar."),
+    "simulate": Verb("sidecar.simulate.command:simulate", "Rehearse a policy on modelled services, in virtual time."),
     "store": Verb("control_plane.cli.store:store", "Move, back up and restore what a control plane keeps."),
     "token": Verb("control_plane.cli.token:token", "Make, list and revoke tokens for sidecars and operators."),
     "up": Verb("control_plane.up:up", "Start a control plane for a developer's own machine."),

@@ -84,7 +84,7 @@ def judge(
 
 def _port(service: Service, ports: Sequence[Port], name: str | None) -> Port:
     if name is None:
-        return next((port for port in ports if port.protocol is Protocol.HTTP), ports[0])
+        return next((port for port in ports if port.protocol.is_http), ports[0])
     for port in ports:
         if name in (port.name, str(port.number)):
             return port

@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from sidecar.model.snapshot import (
     Snapshot,
     Timeouts,
 )
+from sidecar.policy.balancing import BY_CHANCE
 from sidecar.policy.endpoint import UNIX
 from sidecar.policy.plan import Surroundings, compile_plans
 from sidecar.proxy.accept import Accepted, AcceptLimits, Gate, serve_listener
@@ -94,7 +96,7 @@ class _Door:
         for sock in self.sockets:
             sock.close()
 
-    def hold_peer(self, down: Downstream, fingerprint: str, alive: set[Downstream]) -> None:
+    def hold_peer(self, down: Downstream, fingerprint: str, alive: AbstractSet[object]) -> None:
         """Count a connection of a peer with a certificate. Raises Crowded."""
         held = self.peers.setdefault(fingerprint, set())
         held &= alive
@@ -104,7 +106,7 @@ class _Door:
         if len(self.peers) > 2 * len(alive) + PEER_CONNECTIONS:
             self.peers = {each: left for each, connections in self.peers.items() if (left := connections & alive)}
 
-    def hold(self, down: Downstream, alive: set[Downstream]) -> None:
+    def hold(self, down: Downstream, alive: AbstractSet[object]) -> None:
         """Count a connection of somebody who need not prove anything. Raises Crowded."""
         held = self.open.setdefault(down.address, set())
         held &= alive
@@ -210,6 +212,7 @@ class Front:
             apps={door.port: (f"{UNIX}{door.app}", 0) for door in self.doors},
             sticky_key=b"",
             chain=lambda side, service, route: None,
+            balancer=lambda service: BY_CHANCE,  # each door leads to one application
             stats=lambda side, service, route, version: self.registry.requests(
                 side=side, service=service, route=route, version=version
             ),

@@ -76,6 +76,7 @@ def endpoints(static: Collection[EndpointSpec], instances: Mapping[str, Held[Ins
             labels=instance.labels,
             weight=instance.weight,
             healthy=instance.healthy,
+            zone=instance.zone,
         )
         for _, instance in sorted((name, held.record) for name, held in instances.items())
         if instance.state != "gone"

@@ -1,4 +1,4 @@
-"""Write a filter for pillion: the whole public contract.
+"""Write a filter or a balancer for pillion: the whole public contract.
 
     from sidecar.api import Filter
 
@@ -6,9 +6,27 @@
         def on_request(self, request):
             request.headers.set("x-tenant", request.caller_service)
 
-Test it with `sidecar.testing.check_filter`. Everything that is exported here is stable; nothing else is.
+    from sidecar.api import Balancer
+
+    class First(Balancer):
+        def pick(self, candidates, key, now, rnd):
+            return min(candidates, key=lambda endpoint: endpoint.key)
+
+Test them with `sidecar.testing.check_filter` and `check_balancer`. Everything that is exported here is stable; nothing
+else is.
 """
 
+from .balancers import (
+    BALANCER_HOOKS,
+    AttemptResult,
+    Balancer,
+    BoundedLoad,
+    Endpoint,
+    Pick,
+    Rnd,
+    stable_hash,
+    weighted,
+)
 from .config import ConfigError, decode
 from .filters import (
     HOOKS,
@@ -25,12 +43,17 @@ from .headers import HeaderError, Headers
 from .message import REASONS, Connection, Reply, Request, RequestMessage, Response, ResponseMessage
 
 __all__ = [
+    "BALANCER_HOOKS",
     "HOOKS",
     "REASONS",
     "AsyncFilter",
+    "AttemptResult",
+    "Balancer",
+    "BoundedLoad",
     "ConfigError",
     "Connection",
     "Counter",
+    "Endpoint",
     "Filter",
     "FilterBase",
     "FilterContext",
@@ -38,11 +61,15 @@ __all__ = [
     "Headers",
     "LimitVerdict",
     "Limiter",
+    "Pick",
     "Reply",
     "Request",
     "RequestMessage",
     "Response",
     "ResponseMessage",
+    "Rnd",
     "decode",
     "overrides",
+    "stable_hash",
+    "weighted",
 ]

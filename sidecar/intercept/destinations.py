@@ -139,7 +139,7 @@ class DestinationMap:
         return Decision(_WAY[port.protocol], original, Target(self.own_service, port))
 
 
-_WAY = {Protocol.HTTP: Way.HTTP, Protocol.TCP: Way.TCP}
+_WAY = {protocol: Way.HTTP if protocol.is_http else Way.TCP for protocol in Protocol}
 
 
 def _loop(arrived: Address) -> Decision:

@@ -10,7 +10,7 @@ from .kinds import Block, Ref, Stated, format_seconds
 from .merge import LEAVES
 from .problems import Sink, clip
 from .routes import known_service
-from .snapshot import NONE, Call, Level, Origin, Service
+from .snapshot import NONE, Call, Level, Origin, Protocol, Service
 from .source import Source
 
 _TIMEOUTS = ("total", "try", "idle", "body", "connect")
@@ -51,6 +51,8 @@ def _ceilings(service: Service) -> dict[str, float]:
     """The most generous value that any route of the service has: beyond it a caller would loosen."""
     timeouts = {each.timeouts for each in service.routes}
     ceilings = {key: max(getattr(each, f"{key}_s") for each in timeouts) for key in _TIMEOUTS}
+    if any(port.protocol is Protocol.GRPC for port in service.ports):  # to whose calls a built-in total does not apply
+        ceilings["total"] = max(each.of_grpc_s for each in timeouts)
     ceilings["idle"] = max(ceilings["idle"], service.timeouts.idle_tcp_s)
     return ceilings | {"max_retries": max(route.retry.max_retries for route in service.routes)}
 

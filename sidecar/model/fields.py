@@ -24,13 +24,16 @@ from .forms import (
     SERVICE,
     SERVICE_REF,
     VERSION_REF,
+    BalancerName,
     Destinations,
+    GrpcHealth,
     OrAddress,
     RetryCondition,
     ValueForm,
 )
 from .kinds import Choice, Duration, Flag, Kind, Number, Percent, Status, Text
 from .snapshot import (
+    Balancing,
     Budget,
     CircuitBreaker,
     Fault,
@@ -54,7 +57,8 @@ TIMEOUT = Table(
     "timeout",
     (
         Field("total", _LIMIT, "From the request head to the last byte of the response head, all tries and back-offs "
-              "included. Restarts at the end of the request body.", _TIMEOUTS.total_s),
+              "included. Restarts at the end of the request body. Of a gRPC call: the whole "
+              "call, and no limit where none is stated.", _TIMEOUTS.total_s),
         Field("try", _LIMIT, "One try, to the end of its response head; the last try gets what is left of `total`.",
               _TIMEOUTS.try_s),
         Field("idle", _LIMIT, "Longest silence of a body, an upgraded connection or a TCP connection.",
@@ -80,17 +84,19 @@ RETRY = Table(
         Field("max_retries", Number(0, 10), "Retries after the first try.", _RETRY.max_retries),
         Field("when", ListOf(RetryCondition(), "a list of failures and statuses"), "What is retried: `connect-error`, "
               "`refused-stream`, `reset`, `timeout` (the try's), statuses such as `503`, and the classes `5xx`, `4xx`, "
-              "`gateway-error` (502-504), `retriable-4xx` (409, 425). Failures that cannot have reached the "
-              "application are always retried.", ("connect-error", "refused-stream", "reset")),
+              "`gateway-error` (502-504), `retriable-4xx` (409, 425); of calls that got no message, gRPC statuses such "
+              "as `unavailable`. Failures that cannot have reached the application are always retried.",
+              ("connect-error", "refused-stream", "reset")),
         Field("methods", ListOf(RETRY_METHOD, "a list of methods", 1), "Methods whose requests may be repeated; "
               "`any` is every method. Safe are GET, HEAD, OPTIONS, PUT, DELETE, TRACE, and any request with an "
               "`Idempotency-Key`.", builtin_text="safe"),
         Field("base", _TIME, "First upper bound of the back-off; it doubles with each retry, with full jitter.",
               _RETRY.base_s),
         Field("max", _TIME, "Greatest upper bound of the back-off.", _RETRY.max_s, builtin_text="10 x base"),
-        Field("max_server_delay", Duration(min_s=0.0), "Longest `Retry-After` that is waited for; a longer one "
-              "means: do not retry.", _RETRY.max_server_delay_s),
-        Field("honour_retry_after", Flag(), "Whether `Retry-After` is obeyed.", _RETRY.honour_retry_after),
+        Field("max_server_delay", Duration(min_s=0.0), "Longest `Retry-After` or `grpc-retry-pushback-ms` that is "
+              "waited for; a longer one means: do not retry.", _RETRY.max_server_delay_s),
+        Field("honour_retry_after", Flag(), "Whether `Retry-After` and `grpc-retry-pushback-ms` are obeyed.",
+              _RETRY.honour_retry_after),
         Field("budget", BUDGET, "Bounds all retries of one caller towards one service."),
     ),
 )  # fmt: skip
@@ -117,11 +123,31 @@ CIRCUIT_BREAKER = Table(
     ),
 )  # fmt: skip
 
-_LATER_BALANCE = dict.fromkeys(("random", "peak-ewma", "ring-hash", "maglev"), "P0206")
+_BALANCING = Balancing()
 BALANCE = Table(
     "balance",
-    (Field("policy", Choice(("round-robin", "least-request"), _LATER_BALANCE), "How an endpoint is picked.",
-           Service("").balance),),
+    (
+        Field("policy", BalancerName(), "How an endpoint is picked: `least-request`, `round-robin`, `random`, "
+              "`peak-ewma`, `ring-hash`, `maglev`, an entry point's name, or `module:Class` where the sidecar's own "
+              "`--allow-filters` permits it.", Service("").balance),
+        Field("by", Text("header:NAME, cookie:NAME, caller or address", words.hash_key, 256,
+                         "^(caller|address|(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+)$"),
+              "What `ring-hash` and `maglev` go by: requests that are alike in it go to the same endpoint.",
+              builtin_text="nothing"),
+        Field("with", Anything(), "The balancer's own settings, which the balancer itself judges."),
+        Field("zone", Choice(("prefer", "ignore")), "Whether a caller prefers endpoints of its own zone, while at "
+              "least 2 of them are usable.", _BALANCING.zone),
+    ),
+)  # fmt: skip
+
+OUTLIERS = Table(
+    "outliers",
+    (
+        Field("panic_threshold", Percent(), "Where a smaller share of the endpoints is healthy, health is not asked "
+              "any more; `0%`: it always is.", _BALANCING.panic_threshold),
+        *(Field(key, Anything(), "", later="P0202")
+          for key in ("stdev_factor", "interval", "eject_for", "max_eject_for", "max_ejected")),
+    ),
 )  # fmt: skip
 
 RATE_LIMIT = Table(
@@ -198,13 +224,14 @@ HEALTH = Table(
     (
         Field("http", Text("a path", words.exact_path, 2048, "^/"), "GET this path on the first HTTP port; a status "
               "from 200 to 399 is healthy.", builtin_text="TCP only"),
-        Field("tcp", Flag(), "Only connect to the first port, whatever a weaker level says of `http`.", False),
+        Field("grpc", GrpcHealth(), "Ask by gRPC's health protocol on the first `grpc` port (else on the first HTTP "
+              "port): `true` for the server as a whole, or a service's name."),
+        Field("tcp", Flag(), "Only connect to the first port, whatever a weaker level says.", False),
         Field("interval", Duration(min_s=0.1, max_s=3600), "Between two checks, give or take 10%.",
               _HEALTH.interval_s),
         Field("timeout", Duration(max_s=600), "A check that takes longer has failed.", _HEALTH.timeout_s),
         Field("healthy", Number(1, 100), "Good checks in a row that make it healthy.", _HEALTH.healthy),
         Field("unhealthy", Number(1, 100), "Failed checks in a row that make it unhealthy.", _HEALTH.unhealthy),
-        Field("grpc", Anything(), "", later="P0203"),
     ),
     doc="How the service's sidecar checks its own application. Callers avoid an instance that is unhealthy; it stays "
     "registered.",
@@ -222,6 +249,9 @@ _SERVICE_ONLY = (
     Field("limits", LIMITS, "What one caller's sidecar may have open towards the service."),
     Field("circuit_breaker", CIRCUIT_BREAKER, "Keeps one caller from an endpoint that fails."),
     Field("balance", BALANCE, "Load balancing."),
+    Field("slow_start", Duration(min_s=0.0, max_s=3600), "How long an endpoint that appears among others takes to its "
+          "full share; `0s`: no time.", _BALANCING.slow_start_s, builtin_text="none"),
+    Field("outliers", OUTLIERS, "Endpoints that are worse than the others."),
     Field("mtls", Choice(("strict", "permissive", "off"), convert=Mtls), "What the service's sidecar lets in: only "
           "peers of the mesh, also plain peers (counted), or plain peers only.", Service("").mtls),
     Field("max_connection_age", _LIMIT, "Connections older than this are drained.", Service("").max_connection_age_s),
@@ -230,16 +260,11 @@ _SERVICE_ONLY = (
 )  # fmt: skip
 """Settings that belong to a service as a whole."""
 
-_LATER_SERVICE = (
-    Field("outliers", Anything(), "", later="P0202"),
-    Field("slow_start", Anything(), "", later="P0205"),
-)
-
 SETTINGS = Table("settings", (*_TRAFFIC, *_SERVICE_ONLY))
 """Everything that merges by precedence."""
 ROUTE_SETTINGS = Table("route settings", _TRAFFIC)
 
-DEFAULTS = Table("defaults", (*_TRAFFIC, *_SERVICE_ONLY, AUTHZ_FIELD, *_LATER_SERVICE), nothing=True,
+DEFAULTS = Table("defaults", (*_TRAFFIC, *_SERVICE_ONLY, AUTHZ_FIELD), nothing=True,
                  doc="The lowest level that a file states: holds for every service.")  # fmt: skip
 
 _LABELS = MapOf(Text("a label", words.message, 63), Text("a label's value", words.plain_text, 255), "a map of labels")
@@ -252,8 +277,9 @@ PORT = Table(
     "port",
     (
         Field("port", Number(1, 65535), "The application's port.", required=True),
-        Field("protocol", Choice(("http", "tcp"), dict.fromkeys(("grpc", "udp", "auto"), "P0201"), Protocol),
-              "What is spoken there.", Protocol.HTTP),
+        Field("protocol", Choice(("http", "http2", "grpc", "tcp"), dict.fromkeys(("udp", "auto"), "P0201"), Protocol),
+              "What the application speaks there: `http` is HTTP/1.1 (and HTTP/2 for gRPC calls), `http2` and `grpc` "
+              "are HTTP/2 without TLS. Callers may use HTTP/1.1 or HTTP/2 with each of the three.", Protocol.HTTP),
         Field("path_handling", Choice(("strict", "opaque"), convert=PathHandling), "`strict` answers 400 to paths "
               "that servers read differently; `opaque` passes them on.",
               builtin_text="strict where rules or routes have paths"),
@@ -272,12 +298,22 @@ ADDRESS = Table(
         Field("tls", _TLS, "As the service's `tls`, for this endpoint."),
         Field("identity", Text("a SPIFFE ID", words.spiffe_id, 2048), "The SPIFFE ID that must answer.",
               builtin_text="the service's own"),
-        Field("zone", Anything(), "", later="P0209"),
-        Field("priority", Anything(), "", later="P0209"),
+        Field("zone", Text("a zone", words.zone, 63), "Where it is; callers of the same zone prefer it."),
+        Field("priority", Number(0, 100), "0 serves first; the others when too few of those before them are usable.",
+              0),
     ),
 )  # fmt: skip
 
-_GRPC_MATCH = Field("grpc", Anything(), "", later="P0210")
+GRPC_MATCH = Table(
+    "match.grpc",
+    (
+        Field("service", Text("the name of a gRPC service", words.grpc_service, 255), "The service, with its package, "
+              "as in `shop.v1.Cart`.", builtin_text="any"),
+        Field("method", Text("the name of a gRPC method", words.grpc_method, 255), "The method, as in `AddItem`.",
+              builtin_text="any"),
+    ),
+    doc="Stands for `path: /SERVICE/METHOD`, which is what gRPC asks for.",
+)  # fmt: skip
 MATCH = Table(
     "match",
     (
@@ -287,7 +323,7 @@ MATCH = Table(
         Field("headers", _HEADERS, "Header values: exact, or `{prefix: ...}`, `{regex: ...}`, `{present: true}`."),
         Field("query", _QUERY, "Query values, in the same forms."),
         Field("from", _CALLERS, "Callers."),
-        _GRPC_MATCH,
+        Field("grpc", GRPC_MATCH, "A gRPC service, or one method."),
     ),
     doc="What is stated must match together.",
 )
@@ -357,9 +393,9 @@ RESPOND = Table(
 STICKY = Table(
     "sticky",
     (
-        Field("level", Choice(("version",), {"endpoint": "P0207"}), "What a client stays with.", "version"),
+        Field("level", Choice(("version", "endpoint")), "What a client stays with.", "version"),
         Field("cookie", Text("a cookie's name", words.header_name, 128, words.TOKEN_PATTERN), "The cookie.",
-              "pillion_version"),
+              builtin_text="pillion_version, pillion_endpoint"),
         Field("ttl", Duration(min_s=1), "How long it holds.", 3600.0),
     ),
 )  # fmt: skip
@@ -385,7 +421,7 @@ ROUTE = Table(
         *_TRAFFIC,
         AUTHZ_FIELD,
         Field("fault", FAULT, "Fault injection."),
-        Field("sticky", STICKY, "Keeps a client with the version it was given."),
+        Field("sticky", STICKY, "Keeps a client with the version or endpoint it was given."),
         Field("fallback", FALLBACK, "When nothing can serve."),
         Field("rewrite", REWRITE, "Changes the target."),
         Field("redirect", REDIRECT, "Answers with a redirect."),
@@ -427,7 +463,6 @@ SERVICE_TABLE = Table(
         AUTHZ_FIELD,
         Field("calls", MapOf(SERVICE, CALL, "a map of services"), "What this service depends on."),
         Field("owners", ListOf(LABEL, "a list of teams"), "Teams that may apply this service."),
-        *_LATER_SERVICE,
     ),
     nothing=True,
 )  # fmt: skip
@@ -445,7 +480,7 @@ def _clampable_field(declared: Field) -> Field:
 
 ENFORCED = Table(
     "enforced",
-    tuple(_clampable_field(each) for each in (*_TRAFFIC, *_SERVICE_ONLY, AUTHZ_FIELD, *_LATER_SERVICE)),
+    tuple(_clampable_field(each) for each in (*_TRAFFIC, *_SERVICE_ONLY, AUTHZ_FIELD)),
     nothing=True,
     doc="The highest level: owners cannot override it. A scalar may be `{min, max}`, which clamps.",
 )

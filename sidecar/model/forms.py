@@ -31,13 +31,18 @@ REGEX = Text("a regular expression", words.regex, 1024)
 
 _STATUS_CLASSES = ("4xx", "5xx", "gateway-error", "retriable-4xx")
 _FAILURES = ("connect-error", "refused-stream", "reset", "timeout")
-_GRPC_STATUSES = frozenset(
-    {
-        "cancelled", "unknown", "invalid-argument", "deadline-exceeded", "not-found", "already-exists",
-        "permission-denied", "resource-exhausted", "failed-precondition", "aborted", "out-of-range", "unimplemented",
-        "internal", "unavailable", "data-loss", "unauthenticated",
-    }
-)  # fmt: skip
+GRPC_STATUSES = {
+    name: code
+    for code, name in enumerate(
+        (
+            "cancelled", "unknown", "invalid-argument", "deadline-exceeded", "not-found", "already-exists",
+            "permission-denied", "resource-exhausted", "failed-precondition", "aborted", "out-of-range",
+            "unimplemented", "internal", "unavailable", "data-loss", "unauthenticated",
+        ),
+        start=1,
+    )
+}  # fmt: skip
+"""gRPC statuses as `retry.when` names them, with their codes. OK is no failure."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +61,26 @@ class RetryCondition(Kind):
                 return node.text
             sink.error("P0115", f"the status {clip(node.text)} cannot be retried", node, help="statuses are 400 to 599")
             return INVALID
-        if node.text in _FAILURES or node.text in _STATUS_CLASSES:
+        if node.text in _FAILURES or node.text in _STATUS_CLASSES or node.text in GRPC_STATUSES:
             return node.text
-        known = _FAILURES + _STATUS_CLASSES
-        if node.text.lower().replace("_", "-") in _GRPC_STATUSES:
-            message = f"not supported yet: the gRPC status {clip(node.text)} in `{where}`"
-            sink.error("P0211", message, node, help="remove it; a later release brings it")
-        else:
-            label = f"known: {', '.join(known)}, and statuses"
-            sink.error("P0106", f'"{clip(node.text)}" is nothing to retry', node, label, sink.suggest(node.text, known))
+        known = (*_FAILURES, *_STATUS_CLASSES)
+        label = f"known: {', '.join(known)}, statuses, and gRPC statuses by name"
+        help = sink.suggest(node.text.replace("_", "-"), (*known, *GRPC_STATUSES))
+        sink.error("P0106", f'"{clip(node.text)}" is nothing to retry', node, label, help)
         return INVALID
 
     def schema(self) -> Schema:
         return {
             "anyOf": [
-                {"type": "string", "enum": [*_FAILURES, *_STATUS_CLASSES]},
+                {"type": "string", "enum": [*_FAILURES, *_STATUS_CLASSES, *GRPC_STATUSES]},
                 {"type": "string", "pattern": "^[45][0-9][0-9]$"},
                 {"type": "integer", "minimum": 400, "maximum": 599},
             ]
         }
 
 
-def failures_and_statuses(conditions: tuple[str, ...]) -> tuple[frozenset[str], frozenset[int]]:
-    """What `retry.when` names, with its classes written out."""
+def failures_and_statuses(conditions: tuple[str, ...]) -> tuple[frozenset[str], frozenset[int], frozenset[int]]:
+    """What `retry.when` names, with its classes written out: failures, statuses of HTTP, statuses of gRPC."""
     statuses: set[int] = set()
     for each in conditions:
         match each:
@@ -90,7 +92,8 @@ def failures_and_statuses(conditions: tuple[str, ...]) -> tuple[frozenset[str], 
                 statuses.update((409, 425))
             case _ if each.isdigit():
                 statuses.add(int(each))
-    return frozenset(each for each in conditions if each in _FAILURES), frozenset(statuses)
+    failures = frozenset(each for each in conditions if each in _FAILURES)
+    return failures, frozenset(statuses), frozenset(GRPC_STATUSES[each] for each in conditions if each in GRPC_STATUSES)
 
 
 _VALUE_FORMS = Table(
@@ -147,6 +150,50 @@ class ValueForm(Kind):
             for form in forms
         ]
         return {"anyOf": [text, *objects]}
+
+
+_GRPC_SERVICE = Text("the name of a gRPC service", words.grpc_service, 255)
+
+
+@dataclass(frozen=True)
+class GrpcHealth(Kind):
+    """`true`: the server as a whole, which gives ""; or the name of one of its services."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "true, or the name of a gRPC service"
+
+    def decode(self, node: Node, where: str, sink: Sink) -> Any:
+        if isinstance(node, Scalar) and isinstance(node.value, bool):
+            if node.value:
+                return ""
+            sink.error("P0106", f"`{where}` cannot be false", node, help="say `tcp: true` to only connect")
+            return INVALID
+        if not isinstance(node, Scalar) or not isinstance(node.value, str):
+            return self.wrong(node, where, sink, "for example true, or shop.v1.Cart")
+        return _GRPC_SERVICE.decode(node, where, sink)
+
+    def format(self, value: Any) -> str:
+        return str(value) or "true"
+
+    def schema(self) -> Schema:
+        return {"anyOf": [{"const": True}, _GRPC_SERVICE.schema()]}
+
+
+@dataclass(frozen=True)
+class BalancerName(Kind):
+    """A built-in balancer, an entry point's name, or `module:Class`."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "the name of a balancer"
+
+    def decode(self, node: Node, where: str, sink: Sink) -> Any:
+        return Text(self.name, words.balancer, 256).decode(node, where, sink)
+
+    def schema(self) -> Schema:
+        own = {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.:-]*$", "maxLength": 256}
+        return {"anyOf": [{"type": "string", "enum": list(words.BALANCERS)}, own]}
 
 
 @dataclass(frozen=True)

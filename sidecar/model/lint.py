@@ -4,8 +4,10 @@ Works on a whole Snapshot, by the provenance of its values. Only what is certain
 change anything. Of values that many routes inherit, one warning is given, at the place that states them.
 """
 
+from collections import Counter
 from collections.abc import Collection, Set
 
+from .forms import GRPC_STATUSES
 from .problems import Sink
 from .snapshot import (
     NONE,
@@ -20,8 +22,10 @@ from .snapshot import (
     ValueMatch,
 )
 from .source import BUILT_IN, Source
+from .words import BALANCERS, KEYED_BALANCERS
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+_ZONE_MIN = 2  # addresses of a zone that can be preferred
 _COMPARED_MAX = 100  # of each path: what lies beyond is not warned of
 _OWN = (Level.SERVICE, Level.ROUTE)
 
@@ -35,6 +39,7 @@ def lint(snapshot: Snapshot, sink: Sink, only: Collection[str] | None = None) ->
         for route in service.routes:
             _tries(route, sink)
             _unsafe_retries(route, sink)
+            _grpc_retries(route, sink)
         _inert(service, sink)
     _inert_retries(snapshot, wanted, sink)
     _retry_layers(snapshot, wanted, sink)
@@ -122,6 +127,18 @@ def _tries(route: Route, sink: Sink) -> None:
     sink.warning("P0302", message, at, ", ".join(others), "shorten `try`, lengthen `total`, or retry less")
 
 
+def _grpc_retries(route: Route, sink: Sink) -> None:
+    """A call that got `unavailable` has in all likelihood not been served; of the others nobody knows."""
+    named = {name for name, code in GRPC_STATUSES.items() if code in route.retry.grpc and name != "unavailable"}
+    if named and route.retry.max_retries:
+        sink.warning(
+            "P0303",
+            f"gRPC calls that may have had an effect are retried: {', '.join(sorted(named))}",
+            route.provenance["retry.when"].source,
+            help="name `unavailable` alone, unless every method of the route may be called twice",
+        )
+
+
 def _unsafe_retries(route: Route, sink: Sink) -> None:
     methods = route.retry.methods
     if methods is None or not route.retry.max_retries:
@@ -193,8 +210,37 @@ def _inert(service: Service, sink: Sink) -> None:
                 service.source,
                 help="add labels to an address; until then requests for the version are refused",
             )
+    _inert_balancing(service, sink)
     if service.ports and all(port.protocol is Protocol.TCP for port in service.ports):
         _tcp_only(service, sink)
+
+
+def _inert_balancing(service: Service, sink: Sink) -> None:
+    """What is stated of balancing and has nothing to choose, or nothing to choose by. Only of static addresses is it
+    known how many there are."""
+    origins, stated = service.provenance, service.balancing
+    keyed, named = service.balance in KEYED_BALANCERS, service.balance in BALANCERS
+    by, policy, warm = (origins[key] for key in ("balance.by", "balance.policy", "slow_start"))
+    if stated.by is not None and named and not keyed and by.level in _OWN:
+        message = f"`balance.by` never acts: {service.balance} goes by no key"
+        sink.warning("P0305", message, by.source, _where(policy), f"for example policy: {min(KEYED_BALANCERS)}")
+    if stated.slow_start_s and keyed and _stated(warm, policy) != BUILT_IN and {warm.level, policy.level} & set(_OWN):
+        message = f"`slow_start` never acts on `{service.name}`: {service.balance} keeps keys where they are"
+        sink.warning("P0305", message, _stated(warm, policy))
+    addresses = [each for each in service.endpoints if each.weight]
+    if len(addresses) == 1:
+        for key, what in (("balance.policy", "chooses"), ("slow_start", "acts")):
+            if origins[key].level in _OWN:
+                message = f"`{key}` never {what}: `{service.name}` has one address"
+                sink.warning("P0305", message, origins[key].source)
+    zones = Counter(each.zone for each in addresses if each.zone)
+    acts = any(_ZONE_MIN <= count < len(addresses) for count in zones.values())
+    if zones and stated.zone == "prefer" and not acts:
+        message = f"zones of `{service.name}` never act: a zone is preferred that has 2 addresses, and not all of them"
+        sink.warning("P0305", message, service.source)
+    if addresses and len({each.priority for each in addresses}) == 1 and addresses[0].priority:
+        message = f"`priority` never acts: every address of `{service.name}` has {addresses[0].priority}"
+        sink.warning("P0305", message, service.source)
 
 
 def _tcp_only(service: Service, sink: Sink) -> None:

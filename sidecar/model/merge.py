@@ -6,13 +6,14 @@ Effective is never changed; what states nothing gives the very same object back.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .fields import BUDGET, SETTINGS, walk
 from .forms import failures_and_statuses
 from .kinds import RESET, Block, Clamp, Stated
 from .snapshot import (
+    Balancing,
     Budget,
     CircuitBreaker,
     FilterUse,
@@ -27,7 +28,11 @@ from .snapshot import (
 from .source import BUILT_IN
 from .tables import Field, Table
 
-_IDLE_TCP = "timeout.idle_tcp"  # hidden: follows timeout.idle, with another built-in
+_HIDDEN = {
+    "timeout.idle": ("timeout.idle_tcp", Timeouts().idle_tcp_s),
+    "timeout.total": ("timeout.total_grpc", Timeouts().of_grpc_s),
+}
+"""Values that follow another, with a built-in of their own."""
 
 LEAVES: Mapping[str, Field] = dict(walk(SETTINGS))
 
@@ -43,7 +48,7 @@ def _built_in(path: str, declared: Field) -> Origin:
 
 
 BUILT_IN_SETTINGS = Effective(
-    {path: declared.builtin for path, declared in LEAVES.items()} | {_IDLE_TCP: Timeouts().idle_tcp_s},
+    {path: declared.builtin for path, declared in LEAVES.items()} | dict(_HIDDEN.values()),
     {path: _built_in(path, declared) for path, declared in LEAVES.items()},
 )
 
@@ -58,21 +63,22 @@ def apply(below: Effective, level: Level, block: Block | None, table: Table) -> 
     values, origins = dict(below.values), dict(below.origins)
     for path, each in stated:
         before = origins[path]
+        hidden, hidden_built_in = _HIDDEN.get(path, ("", None))
         value: Any
         if isinstance(each.value, Clamp):
             value = _clamped(each.value, values[path])
-            if path == "timeout.idle":
-                values[_IDLE_TCP] = _clamped(each.value, values[_IDLE_TCP])
+            if hidden:
+                values[hidden] = _clamped(each.value, values[hidden])
             if value == values[path]:
                 continue
         elif each.value is RESET:
             value = LEAVES[path].builtin if path != "retry.max" else 10 * values["retry.base"]
-            if path == "timeout.idle":
-                values[_IDLE_TCP] = Timeouts().idle_tcp_s
+            if hidden:
+                values[hidden] = hidden_built_in
         else:
             value = each.value
-            if path == "timeout.idle":
-                values[_IDLE_TCP] = value
+            if hidden:
+                values[hidden] = value
         text = BUILT_IN_SETTINGS.origins[path].value if each.value is RESET else LEAVES[path].kind.format(value)
         values[path] = value
         origins[path] = Origin(text, level, each.key.source, (_alone(before), *before.overrode))
@@ -112,30 +118,49 @@ def _leaves(block: Block, table: Table, prefix: str) -> Iterator[tuple[str, Stat
 
 def timeouts_of(effective: Effective) -> Timeouts:
     values = effective.values
-    return Timeouts(
+    timeouts = Timeouts(
         total_s=values["timeout.total"],
         try_s=values["timeout.try"],
         idle_s=values["timeout.idle"],
         body_s=values["timeout.body"],
         connect_s=values["timeout.connect"],
-        idle_tcp_s=values[_IDLE_TCP],
+        idle_tcp_s=values["timeout.idle_tcp"],
     )
+    total_grpc_s: float = values["timeout.total_grpc"]
+    return timeouts if timeouts.of_grpc_s == total_grpc_s else replace(timeouts, total_grpc_s=total_grpc_s)
 
 
 def retry_of(effective: Effective) -> Retry:
     values = effective.values
-    failures, statuses = failures_and_statuses(values["retry.when"])
+    failures, statuses, grpc = failures_and_statuses(values["retry.when"])
     methods = values["retry.methods"]
     return Retry(
         max_retries=values["retry.max_retries"],
         failures=failures,
         statuses=statuses,
+        grpc=grpc,
         methods=None if methods is None else frozenset(methods),
         base_s=values["retry.base"],
         max_s=values["retry.max"],
         max_server_delay_s=values["retry.max_server_delay"],
         honour_retry_after=values["retry.honour_retry_after"],
         budget=Budget(**{each.key: values[f"retry.budget.{each.key}"] for each in BUDGET.fields}),
+    )
+
+
+def balancing_of(effective: Effective) -> Balancing:
+    """`with` belongs to the `policy` that it was stated for: one of a weaker level says nothing to another balancer."""
+    values, origins = effective.values, effective.origins
+    order = list(Level)
+    policy, config = origins["balance.policy"], origins["balance.with"]
+    ours = order.index(config.level) >= order.index(policy.level)
+    return Balancing(
+        by=values["balance.by"],
+        config=(values["balance.with"] or {}) if ours else {},
+        zone=values["balance.zone"],
+        slow_start_s=values["slow_start"],
+        panic_threshold=values["outliers.panic_threshold"],
+        source=policy.source,
     )
 
 
@@ -155,18 +180,17 @@ def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
 
 
 def health_of(effective: Effective) -> Health | None:
-    """`tcp` silences an `http` of a weaker level, and the other way round; None where no level states anything."""
+    """Of several ways to check the one that the strongest level states; None where no level states anything."""
     values, origins = effective.values, effective.origins
     stated = [path for path in values if path.startswith("health.") and origins[path].level is not Level.BUILT_IN]
     if not stated:
         return None
-    http = values["health.http"]
-    if http is not None and values["health.tcp"]:
-        order = list(Level)
-        if order.index(origins["health.tcp"].level) > order.index(origins["health.http"].level):
-            http = None
+    ways = [path for path in ("health.tcp", "health.grpc", "health.http") if values[path] not in (None, False)]
+    order = list(Level)
+    way = max(ways, key=lambda path: order.index(origins[path].level), default="")
     return Health(
-        http=http,
+        http=values[way] if way == "health.http" else None,
+        grpc=values[way] if way == "health.grpc" else None,
         interval_s=values["health.interval"],
         timeout_s=values["health.timeout"],
         healthy=values["health.healthy"],

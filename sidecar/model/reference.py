@@ -6,7 +6,7 @@ The document holds them between markers; a test keeps both equal.
 from collections.abc import Iterator
 
 from . import fields
-from .forms import Destinations, OrAddress, ValueForm
+from .forms import Destinations, GrpcHealth, OrAddress, ValueForm
 from .kinds import Choice, Kind
 from .problems import CODES
 from .tables import Clampable, Field, ListOf, MapOf, Table
@@ -19,12 +19,14 @@ _SECTIONS: tuple[tuple[str, Table], ...] = (
     ("versions.NAME", fields.VERSION),
     ("routes[]", fields.ROUTE),
     ("match", fields.MATCH),
+    ("match.grpc", fields.GRPC_MATCH),
     ("timeout", fields.TIMEOUT),
     ("retry", fields.RETRY),
     ("retry.budget", fields.BUDGET),
     ("limits", fields.LIMITS),
     ("circuit_breaker", fields.CIRCUIT_BREAKER),
     ("balance", fields.BALANCE),
+    ("outliers", fields.OUTLIERS),
     ("rate_limit", fields.RATE_LIMIT),
     ("pool", fields.POOL),
     ("health", fields.HEALTH),
@@ -76,7 +78,7 @@ def value_of(kind: Kind) -> str:
             return f"map: {value_of(kind.item)}"
         case Table():
             return f"map `{kind.title}`"
-        case Destinations() | OrAddress() | ValueForm():
+        case Destinations() | GrpcHealth() | OrAddress() | ValueForm():
             return kind.name
     schema = kind.schema()
     name = kind.name.removeprefix("a ").removeprefix("an ")

@@ -14,6 +14,7 @@ from .merge import (
     BUILT_IN_SETTINGS,
     Effective,
     apply,
+    balancing_of,
     circuit_breaker_of,
     health_of,
     limits_of,
@@ -24,7 +25,9 @@ from .routes import Frame, build_routes, check_backoff
 from .rules import authz_level, check_callers
 from .snapshot import (
     AuthzLevel,
+    Balancing,
     EndpointSpec,
+    Health,
     Level,
     PathHandling,
     Port,
@@ -34,6 +37,7 @@ from .snapshot import (
     Tls,
 )
 from .tables import Table
+from .words import KEYED_BALANCERS
 from .yaml_tree import Map
 
 _ENFORCED_SETTINGS = Table("enforced", tuple(each for each in ENFORCED.fields if each.key in SETTINGS.by_key))
@@ -123,6 +127,7 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
         versions={version: _labels(versions[version], sink) for version in sorted(versions)},
         routes=routes,
         balance=values["balance.policy"],
+        balancing=_balancing(block, final, sink),
         limits=limits_of(final),
         circuit_breaker=circuit_breaker_of(final),
         timeouts=timeouts_of(final),
@@ -130,11 +135,20 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
         mtls=values["mtls"],
         pool_idle_s=values["pool.idle"],
         max_connection_age_s=values["max_connection_age"],
-        health=health_of(final),
+        health=_health(name, final, ports, sink),
         owners=block.get("owners") or (),
         source=stated.key.source,
         provenance=final.origins,
     )
+
+
+def _balancing(block: Block, effective: Effective, sink: Sink) -> Balancing:
+    policy, stated = effective.values["balance.policy"], block.stated("balance")
+    malformed = stated is not None and isinstance(stated.node, Map) and "by" in stated.node.entries
+    if policy in KEYED_BALANCERS and effective.values["balance.by"] is None and not malformed:
+        message = f"`balance.policy: {policy}` needs `by`"
+        sink.error("P0109", message, effective.origins["balance.policy"].source, help="for example by: header:x-user")
+    return balancing_of(effective)
 
 
 def _labels(version: Stated, sink: Sink) -> Mapping[str, str]:
@@ -203,6 +217,8 @@ def _endpoints(block: Block, sink: Sink) -> tuple[EndpointSpec, ...]:
                 weight=1 if weight is None else weight,
                 tls=tls,
                 identity=each.get("identity"),
+                zone=each.get("zone") or "",
+                priority=each.get("priority") or 0,
             )
         )
     return tuple(endpoints)
@@ -242,9 +258,25 @@ def _check_health(block: Block | None, sink: Sink) -> None:
     health = block.get("health") if block is not None else None
     if health is None:
         return
-    tcp = health.stated("tcp")
-    if tcp is not None and tcp.value and health.stated("http") is not None:
-        sink.error("P0111", "`health` says both `http` and `tcp`", tcp.key, help="remove one of them")
+    ways = [(key, stated) for key in ("http", "grpc", "tcp") if (stated := health.stated(key)) is not None]
+    ways = [(key, stated) for key, stated in ways if stated.value is not False]
+    if len(ways) > 1:
+        message = f"`health` says both `{ways[0][0]}` and `{ways[1][0]}`"
+        sink.error("P0111", message, ways[1][1].key, help="remove one of them")
+
+
+def _health(name: str, effective: Effective, ports: tuple[Port, ...], sink: Sink) -> Health | None:
+    """A check by HTTP/1.1 needs a port that speaks it."""
+    health = health_of(effective)
+    if health is None or health.http is None or not ports or any(port.protocol is Protocol.HTTP for port in ports):
+        return health
+    sink.warning(
+        "P0305",
+        f"`health.http` never acts on `{name}`: none of its ports has protocol: http",
+        effective.origins["health.http"].source,
+        help="check by grpc, or by tcp, as is done now",
+    )
+    return replace(health, http=None)
 
 
 def _check_paths(block: Block, routes: tuple[Route, ...], sink: Sink) -> None:

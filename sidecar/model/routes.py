@@ -34,6 +34,7 @@ from .snapshot import (
 )
 from .source import Source
 from .tables import Table
+from .yaml_tree import Map
 
 _ROUTE_ONLY = ("to", "fault", "sticky", "fallback", "rewrite", "redirect", "respond", "headers", "upgrade")
 _ENFORCED_ROUTE = Table("enforced", tuple(each for each in ENFORCED.fields if each.key in ROUTE_SETTINGS.by_key))
@@ -178,19 +179,29 @@ def _route(name: str, block: Block, frame: Frame, common: _Settings, sink: Sink)
 def _match(block: Block | None, frame: Frame, sink: Sink) -> Match:
     if block is None:
         return Match()
-    both = block.stated("path_regex")
-    if both is not None and block.stated("path") is not None:
-        sink.error("P0111", "`match` takes `path` or `path_regex`, not both", both.key)
-    methods, callers = block.get("methods"), block.get("from")
+    paths = [(key, stated) for key in ("path", "path_regex", "grpc") if (stated := block.stated(key)) is not None]
+    if len(paths) > 1:
+        first, second = paths[0][0], paths[1][0]
+        sink.error("P0111", f"`match` takes `{first}` or `{second}`, not both", paths[1][1].key)
+    grpc, methods, callers = block.stated("grpc"), block.get("methods"), block.get("from")
     check_refs(callers or (), frame.services, sink)
     return Match(
-        path=block.get("path"),
+        path=block.get("path") if grpc is None else _grpc_path(grpc, sink),
         path_regex=block.get("path_regex"),
         methods=None if methods is None else frozenset(methods),
         headers=value_matches(block.get("headers")),
         query=value_matches(block.get("query")),
         callers=None if callers is None else frozenset(ref.name for ref in callers),
     )
+
+
+def _grpc_path(stated: Stated, sink: Sink) -> str:
+    """What gRPC asks for (PROTOCOL-HTTP2.md, Path)."""
+    service, method = stated.value.get("service"), stated.value.get("method")
+    if isinstance(stated.node, Map) and not stated.node.entries:
+        help = "for example service: shop.v1.Cart"
+        sink.error("P0109", "`match.grpc` needs `service` or `method`", stated.key, help=help)
+    return f"/{service or '*'}/{method or '*'}"
 
 
 def _destinations(to: Stated | None, frame: Frame, sink: Sink) -> tuple[Destination, ...]:
@@ -278,9 +289,10 @@ def _sticky(block: Block, sink: Sink) -> Sticky | None:
     if stated is None:
         return None
     to = block.get("to")
-    if to is None or sum(1 for _, weight in to if weight) < 2:
+    level = _or(stated.value, "level", "version")
+    if level == "version" and (to is None or sum(1 for _, weight in to if weight) < 2):
         sink.warning("P0305", "`sticky` on a route that leads to one place never acts", stated.key)
-    return Sticky(_or(stated.value, "cookie", "pillion_version"), _or(stated.value, "ttl", 3600.0))
+    return Sticky(_or(stated.value, "cookie", f"pillion_{level}"), _or(stated.value, "ttl", 3600.0), level)
 
 
 def _fallback(stated: Stated | None, frame: Frame, sink: Sink) -> Fallback | None:

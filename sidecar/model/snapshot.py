@@ -18,10 +18,23 @@ NONE = math.inf
 
 
 class Protocol(Enum):
-    """The protocol of a service's port."""
+    """The protocol of a service's port: what its application speaks. A sidecar takes HTTP/1.1 and HTTP/2 from callers
+    on every port that is not `tcp`."""
 
     HTTP = "http"
+    HTTP2 = "http2"  # HTTP/2 alone
+    GRPC = "grpc"
     TCP = "tcp"
+
+    @property
+    def is_http(self) -> bool:
+        """Whether requests are served there; else connections are."""
+        return self is not Protocol.TCP
+
+    @property
+    def is_http2(self) -> bool:
+        """Whether every request reaches the application over HTTP/2."""
+        return self is Protocol.GRPC or self is Protocol.HTTP2
 
 
 class Tls(Enum):
@@ -66,16 +79,28 @@ class Origin:
     overrode: tuple["Origin", ...] = ()
 
 
+BUILT_IN_TOTAL_S = 15.0
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds; NONE where there is no limit. Meanings: docs/policy.md, Timeouts."""
 
-    total_s: float = 15.0
+    total_s: float = BUILT_IN_TOTAL_S
     try_s: float = NONE
     idle_s: float = 300.0
     body_s: float = NONE
     connect_s: float = 5.0
     idle_tcp_s: float = 3600.0  # equals idle_s where the policy states `idle`
+    total_grpc_s: float | None = None  # of gRPC calls, where it is not what `of_grpc_s` makes of total_s
+
+    @property
+    def of_grpc_s(self) -> float:
+        """The whole time of a gRPC call: as other requests, where that is not the built-in one. (`total: 15s` is the
+        case that needs a value of its own.)"""
+        if self.total_grpc_s is not None:
+            return self.total_grpc_s
+        return NONE if self.total_s == BUILT_IN_TOTAL_S else self.total_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +111,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """`failures` holds the words connect-error, refused-stream, reset, timeout; `statuses` the HTTP status codes."""
+    """`failures` holds the words connect-error, refused-stream, reset, timeout; `statuses` the HTTP status codes;
+    `grpc` the codes of gRPC statuses."""
 
     max_retries: int = 1
     failures: frozenset[str] = frozenset({"connect-error", "refused-stream", "reset"})
@@ -108,6 +134,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Balancing:
+    """What is said of balancing beside the balancer's name. `by`: what hashing balancers go by, header:NAME,
+    cookie:NAME, caller or address. `config`: the balancer's own settings, plain JSON data. `zone`: whether endpoints of
+    the caller's zone are preferred."""
+
+    by: str | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+    zone: str = "prefer"  # or ignore
+    slow_start_s: float = 0.0  # 0: none
+    panic_threshold: float = 50.0  # percent; 0: never
+    source: Source = BUILT_IN
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitBreaker:
     consecutive_failures: int = 7
     open_for_s: float = 1.0
@@ -117,14 +157,16 @@ class CircuitBreaker:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a sidecar checks its own application. `http`: the path to ask for; None: it is enough that it accepts a TCP
-    connection. `healthy` and `unhealthy`: results in a row that turn the verdict."""
+    """How a sidecar checks its own application. `http`: the path to ask for; `grpc`: the service to ask for by gRPC's
+    health protocol, "" for the server as a whole; neither: it is enough that it accepts a TCP connection. `healthy` and
+    `unhealthy`: results in a row that turn the verdict."""
 
     http: str | None = None
     interval_s: float = 10.0
     timeout_s: float = 2.0
     healthy: int = 2
     unhealthy: int = 3
+    grpc: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +285,7 @@ class Rewrite:
 class Sticky:
     cookie: str
     ttl_s: float
+    level: str = "version"  # or endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +350,8 @@ class EndpointSpec:
     tls: Tls = Tls.MESH
     identity: str | None = None
     healthy: bool = True
+    zone: str = ""
+    priority: int = 0  # 0 serves first
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +379,8 @@ class Service:
     endpoints: tuple[EndpointSpec, ...] = ()
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # version -> labels that select it
     routes: tuple[Route, ...] = ()
-    balance: str = "least-request"  # or round-robin
+    balance: str = "least-request"  # a built-in balancer, an entry point's name, or `module:Class`
+    balancing: Balancing = Balancing()
     limits: Limits = Limits()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     timeouts: Timeouts = Timeouts()  # for TCP ports; routes carry their own

@@ -5,6 +5,7 @@ pattern that passes here compiles in sidecar.policy.
 """
 
 import re
+from difflib import get_close_matches
 from ipaddress import ip_address
 
 Wrong = tuple[str, str] | None
@@ -19,9 +20,14 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}\Z")
 _SPIFFE_SEGMENT = re.compile(r"[A-Za-z0-9._-]+\Z")
 _FILTER_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 _FILTER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
+_GRPC_SERVICE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
+_GRPC_METHOD = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
 _PATH = re.compile(r"/[\x21-\x7e]*\Z")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _REFUSED_ESCAPE = re.compile(r"%([01][0-9A-Fa-f]|2[Ff]|5[Cc]|7[Ff])")
+
+BALANCERS = ("least-request", "round-robin", "random", "peak-ewma", "ring-hash", "maglev")
+KEYED_BALANCERS = frozenset({"ring-hash", "maglev"})
 
 SEGMENTS_MAX = 64
 PATH_BYTES_MAX = 1024
@@ -185,6 +191,21 @@ def _path(text: str) -> Wrong:
     return None
 
 
+def grpc_service(text: str) -> Wrong:
+    """A service as a .proto file names it: the package, a dot, the service."""
+    if _GRPC_SERVICE.match(text):
+        return None
+    if "/" in text and _GRPC_SERVICE.match(text.strip("/").partition("/")[0]):
+        return f'"{_short(text)}" is not the name of a gRPC service', "the method has a key of its own, and no slash"
+    return f'"{_short(text)}" is not the name of a gRPC service', "package and service as in shop.v1.Cart; no patterns"
+
+
+def grpc_method(text: str) -> Wrong:
+    if _GRPC_METHOD.match(text):
+        return None
+    return f'"{_short(text)}" is not the name of a gRPC method', "for example AddItem, without the service; no patterns"
+
+
 def _dots(segment: str) -> str:
     return segment.replace("%2e", ".").replace("%2E", ".")
 
@@ -239,6 +260,33 @@ def filter_use(text: str) -> Wrong:
     if _FILTER_NAME.match(text) or _FILTER_CLASS.match(text):
         return None
     return f'"{_short(text)}" names no filter', "an entry point's name, or module:Class such as my.filters:AddTenant"
+
+
+def balancer(text: str) -> Wrong:
+    """A built-in balancer, an entry point's name, or module:Class. A name that is almost a built-in's is an error."""
+    if text in BALANCERS or _FILTER_CLASS.match(text):
+        return None
+    near = get_close_matches(text.lower().replace("_", "-"), BALANCERS, 1, 0.8)
+    if near or not _FILTER_NAME.match(text):
+        help = f'did you mean "{near[0]}"?' if near else f"one of {', '.join(BALANCERS)}, or a balancer of your own"
+        return f'"{_short(text)}" is not a balancer', help
+    return None
+
+
+def zone(text: str) -> Wrong:
+    if text and text.isprintable():
+        return None
+    return "a zone is a name of printable characters", "for example zone: eu-1a"
+
+
+def hash_key(text: str) -> Wrong:
+    if text in ("caller", "address"):
+        return None
+    if text.startswith("header:"):
+        return asked_header(text.removeprefix("header:"))
+    if text.startswith("cookie:"):
+        return header_name(text.removeprefix("cookie:"))
+    return f'"{_short(text)}" is not a key', "one of header:NAME, cookie:NAME, caller, address"
 
 
 def rate_key(text: str) -> Wrong:

@@ -1,4 +1,4 @@
-"""What a route says of limits, faults and headers, as uses of the built-in filters.
+"""The built-in filters and balancers by name, and what a route says of limits, faults and headers as uses of filters.
 
 So the built-ins go through the same contract as everybody's. Must not know how filters are made. Invariant: equal
 routes give equal uses; routes that inherit one rate limit give the same use, and so may share its buckets.
@@ -11,6 +11,14 @@ BUILT_INS = {
     "fault-delay": "sidecar.plugins.fault:FaultDelay",
     "headers": "sidecar.plugins.headers:HeaderEdit",
     "rate-limit": "sidecar.plugins.rate_limit:RateLimit",
+}
+BUILT_IN_BALANCERS = {
+    "least-request": "sidecar.plugins.least_request:LeastRequest",
+    "maglev": "sidecar.plugins.maglev:Maglev",
+    "peak-ewma": "sidecar.plugins.peak_ewma:PeakEwma",
+    "random": "sidecar.plugins.random_choice:RandomChoice",
+    "ring-hash": "sidecar.plugins.ring_hash:RingHash",
+    "round-robin": "sidecar.plugins.round_robin:RoundRobin",
 }
 
 

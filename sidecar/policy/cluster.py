@@ -24,13 +24,16 @@ from sidecar.model.snapshot import (
 )
 
 from .authz import Authorizer
-from .balancing import Subset
+from .balancing import Aimed, Balancing, Counts, Subset
 from .budget import Budget
 from .endpoint import Endpoint, endpoint_key
+from .hashing import KeyOf
+from .levels import panics
+from .slow_start import Warmup
 from .sticky import Sticky
 from .weights import Weighted
 
-__all__ = ["ANY_METHOD", "Cluster", "Endpoint", "FallbackPlan", "RoutePlan", "Subset"]
+__all__ = ["ANY_METHOD", "Aimed", "Cluster", "Endpoint", "FallbackPlan", "RoutePlan", "Subset"]
 
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 
@@ -58,20 +61,26 @@ class Cluster:
     __slots__ = (
         "active",
         "attempts",
+        "balancer",
         "breaker_events",
         "budget",
         "budget_exhausted",
         "cancelled",
         "connections",
+        "counts",
         "endpoints",
+        "feedback",
         "limits",
         "name",
         "overflows",
+        "panic",
         "pool_idle_s",
         "resends",
         "retries",
         "side",
+        "subsets",
         "waiters",
+        "warmup",
     )
 
     def __init__(self, name: str, side: str, limits: Limits, retry: Retry, now: float) -> None:
@@ -81,6 +90,12 @@ class Cluster:
         self.endpoints: dict[str, Endpoint] = {}
         self.waiters: deque[Any] = deque()
         self.breaker_events: Callable[[Endpoint, str], None] | None = None
+        self.balancer: Any = None  # sidecar.api.Balancer
+        self.feedback: Any = None  # the same, where it wants to be told of attempts
+        self.subsets: dict[str, tuple[object, Subset]] = {}  # by version, with what each was made of
+        self.counts = Counts()
+        self.warmup = Warmup()
+        self.panic = False  # whether health is asked no more, because too few are well
         self.pool_idle_s = 60.0
         self.active = self.connections = 0
         self.attempts = self.retries = self.resends = self.cancelled = self.overflows = self.budget_exhausted = 0
@@ -92,10 +107,14 @@ class Cluster:
         versions: Mapping[str, Mapping[str, str]],
         identity: str,
         sni: str,
+        http2: bool = False,
+        now: float = 0.0,
+        slow_start_s: float = 0.0,
     ) -> list[Endpoint]:
         """Bring the endpoints up to date; returns those whose pooled connections must be closed: they left, or were
-        made under other terms."""
+        made under other terms. `http2`: the application speaks HTTP/2 alone."""
         kept: dict[str, Endpoint] = {}
+        fresh: list[Endpoint] = []
         stale: list[Endpoint] = []
         for stated in specs:
             spec = replace(stated, identity=stated.identity or identity)
@@ -106,17 +125,57 @@ class Cluster:
             if endpoint is None:
                 endpoint = Endpoint(spec, breaker)
                 endpoint.breaker.on_change = _Reporter(self, endpoint)
+                fresh.append(endpoint)
             else:
-                if endpoint.identity != spec.identity:
+                if endpoint.identity != spec.identity or endpoint.http2 is not http2:
                     stale.append(endpoint)
                 endpoint.update(spec)
                 endpoint.breaker.configure(breaker)
             endpoint.sni = sni
+            endpoint.http2 = http2
             endpoint.version = version_of(spec.labels, versions)
             kept[key] = endpoint
         stale.extend(self.endpoints.values())
         self.endpoints = kept
+        self.warmup.begin(fresh, kept, slow_start_s, now)
+        self.counts.turn += 1  # somebody's health may be another
         return stale
+
+    def balance_by(self, balancing: Balancing) -> None:
+        """Who orders the endpoints from now on. Another balancer begins without what this one had learnt."""
+        if balancing.balancer is not self.balancer:
+            self.balancer = balancing.balancer
+            self.subsets = {}
+            for endpoint in self.endpoints.values():
+                endpoint.memo = None
+        self.feedback = balancing.balancer if balancing.told else None
+
+    def judge_panic(self, threshold: float) -> str:
+        """Whether so few endpoints are well that health is not asked; what to say where that has changed, else ""."""
+        levels: dict[int, list[bool]] = {}
+        for endpoint in self.endpoints.values():
+            if endpoint.stated_weight > 0:
+                levels.setdefault(endpoint.priority, []).append(endpoint.healthy)
+        found = panics([(sum(each), len(each)) for each in levels.values()], threshold)
+        before, self.panic = self.panic, any(found)
+        if before is self.panic:
+            return ""
+        well, total = sum(map(sum, levels.values())), sum(map(len, levels.values()))
+        if not self.panic:
+            return f"panic is over: {well} of {total} endpoints are healthy"
+        return f"panic: {well} of {total} endpoints are healthy, under {threshold:g}%: health is not asked any more"
+
+    @property
+    def panic_picks(self) -> int:
+        return self.counts.panic_picks
+
+    @property
+    def spilled_picks(self) -> int:
+        return self.counts.spilled_picks
+
+    @property
+    def zone_picks(self) -> int:
+        return self.counts.zone_picks
 
     def holds(self, endpoint: Endpoint) -> bool:
         """Whether an endpoint is still one of these."""
@@ -145,6 +204,7 @@ class _Reporter:
         self.cluster, self.endpoint = cluster, endpoint
 
     def __call__(self, text: str) -> None:
+        self.cluster.counts.turn += 1
         if self.cluster.breaker_events is not None:
             self.cluster.breaker_events(self.endpoint, text)
 
@@ -176,7 +236,9 @@ class RoutePlan:
         "destinations",
         "fallback",
         "filters",
+        "key_of",
         "name",
+        "pinned",
         "redirect",
         "respond",
         "retry",
@@ -193,6 +255,8 @@ class RoutePlan:
     def __init__(self, name: str, service: str) -> None:
         self.name, self.service = name, service
         self.sticky: Sticky | None = None
+        self.pinned: Mapping[str, tuple[Endpoint, Subset]] = {}  # by what a cookie says of an endpoint
+        self.key_of: KeyOf | None = None  # what a hashing balancer goes by
         self.fallback: FallbackPlan | None = None
         self.authz: Authorizer | None = None
         self.filters: Any = None  # proxy.filtering.Chain

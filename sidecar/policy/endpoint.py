@@ -1,7 +1,7 @@
 """One address of a service, with everything that outlives a policy: requests in flight, breaker, pool, counters.
 
 Balancers and subsets come and go with each policy; an Endpoint is kept by its key and handed to the next ones. Must not
-know how connections are made: `idle` and `dials` belong to the proxy, which alone looks into them.
+know how connections are made: `idle`, `dials` and `muxes` belong to the proxy, which alone looks into them.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,9 @@ def endpoint_key(host: str, port: int) -> str:
 class Endpoint:
     """`active` counts attempts in flight and is written by the exchange alone; `healthy` is what the snapshot last
     said of it. `identity` is the SPIFFE ID that must answer, `sni` the server name to ask for; whoever knows the
-    service completes them."""
+    service completes them. `http2`: the application there speaks HTTP/2 without being asked; between sidecars it says
+    nothing. `weight` is what balancers go by: the stated one, or less while the endpoint starts slowly; `memo` is the
+    balancer's."""
 
     __slots__ = (
         "active",
@@ -34,17 +36,23 @@ class Endpoint:
         "failures",
         "healthy",
         "host",
+        "http2",
         "identity",
         "idle",
         "key",
         "labels",
+        "memo",
         "mesh",
+        "muxes",
         "port",
+        "priority",
         "sni",
+        "stated_weight",
         "successes",
         "tls",
         "version",
         "weight",
+        "zone",
     )
 
     def __init__(self, spec: EndpointSpec, circuit_breaker: CircuitBreaker = CircuitBreaker()) -> None:  # noqa: B008
@@ -53,16 +61,21 @@ class Endpoint:
         self.address = (spec.host, spec.port)
         self.key = endpoint_key(spec.host, spec.port)
         self.labels: Mapping[str, str] = spec.labels
-        self.weight = spec.weight
+        self.stated_weight = spec.weight
+        self.weight: float = spec.weight
+        self.zone, self.priority = spec.zone, spec.priority
+        self.memo: Any = None
         self.tls: Tls = spec.tls
         self.identity = spec.identity
         self.mesh = spec.tls is Tls.MESH
+        self.http2 = False
         self.sni = ""
         self.version = ""
         self.active = 0
         self.breaker = Breaker(circuit_breaker)
         self.idle: list[Any] = []  # last in, first out, so that spare connections age and close
         self.dials: Any = None  # the connections being made, likewise the proxy's
+        self.muxes: Any = None  # the multiplexed ones, and who waits for them
         self.healthy = spec.healthy
         self.successes = 0
         self.failures = 0
@@ -76,7 +89,8 @@ class Endpoint:
         """A new policy names the same address reached in the same way. Health alone changes nothing else."""
         assert (spec.host, spec.port) == self.address and spec.tls is self.tls
         self.labels = spec.labels
-        self.weight = spec.weight
+        self.weight = self.stated_weight = spec.weight
+        self.zone, self.priority = spec.zone, spec.priority
         self.identity = spec.identity
         self.healthy = spec.healthy
 

@@ -3,8 +3,13 @@
 Pure: time and randomness are arguments; connections and bytes never appear. The driver does what a `Do` says, then
 reports back by one of the methods. `due` is the one deadline that the driver must watch for it at any moment; when it
 comes, the driver calls `deadline`.
+
+A gRPC call differs in three things. Its deadline covers the whole call, so `due` stays set until the end. Its status
+may come with the trailers, so the endpoint is judged there, unless the head has to do (a breaker's probe). And what
+`when` says by a gRPC status holds for a call that got no message, POST though it is.
 Invariants: every path ends in `_finish` exactly once, with the endpoint and the request slot given back; at most
-1 + max_retries attempts and one free resend; after the response has begun nothing is sent again.
+1 + max_retries attempts and one free resend (RESENDS_MAX where the server has said that it had not begun); after the
+response has begun nothing is sent again.
 """
 
 import math
@@ -12,9 +17,19 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from .backoff import backoff_s, server_delay_s
-from .cluster import Cluster, RoutePlan, Subset
+from .cluster import Aimed, Cluster, RoutePlan, Subset
 from .endpoint import Endpoint
-from .outcome import BY_REASON, OF_FAILURE, Blame, Failure, Outcome, Retryable
+from .outcome import (
+    BY_REASON,
+    GRPC_FAILURES,
+    GRPC_OF_HTTP,
+    OF_FAILURE,
+    Blame,
+    Failure,
+    Grpc,
+    Outcome,
+    Retryable,
+)
 
 
 class Do(Enum):
@@ -33,6 +48,7 @@ OK = Outcome.OK
 OFF = math.inf
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 PROBE_MAX_S = 5.0
+RESENDS_MAX = 3  # of a request that a server going away has not begun; its next connection may be going away as well
 WORD_OF = {
     Outcome.UPSTREAM_RESET: "reset",
     Outcome.BAD_RESPONSE: "reset",
@@ -53,18 +69,23 @@ class Exchange:
         "endpoint",
         "ends",
         "exhausted",
+        "feedback",
         "finished",
         "fresh",
         "generation",
+        "grpc",
+        "head_at",
         "inherited",
+        "judged",
         "outcome",
         "own_deadline",
         "plan",
         "replayable",
         "request_done",
-        "resent",
+        "resends",
         "rnd",
         "safe",
+        "sent_at",
         "started",
         "status",
         "subset",
@@ -77,7 +98,7 @@ class Exchange:
     def __init__(
         self,
         plan: RoutePlan,
-        subset: Subset,
+        subset: Subset | Aimed,
         method: bytes,
         now: float,
         rnd: Callable[[], float],
@@ -85,15 +106,17 @@ class Exchange:
         cap: float = OFF,
         inherited: int = 0,
         idempotency_key: bool = False,
+        grpc: bool = False,
     ) -> None:
         """`told_s`: the seconds that the caller says are left; `cap`: the moment at which the inbound request ends
-        that this one serves; `inherited`: the attempt number of that inbound request."""
+        that this one serves; `inherited`: the attempt number of that inbound request; `grpc`: it is a gRPC call."""
         self.plan = plan
         self.cluster: Cluster = plan.cluster
         self.subset = subset
         self.rnd = rnd
         self.started = now
-        total_s = plan.timeouts.total_s
+        self.grpc = grpc
+        total_s = plan.timeouts.of_grpc_s if grpc else plan.timeouts.total_s
         self.own_deadline = total_s <= told_s  # a total timeout blames the endpoint only if it was the policy's own
         self.total_s = total_s if total_s <= told_s else told_s
         self.ends = now + self.total_s
@@ -109,7 +132,9 @@ class Exchange:
         self.endpoint: Endpoint | None = None
         self.generation = 0
         self.tried: tuple[Endpoint, ...] = ()
-        self.fresh = self.begun = self.finished = self.waiting = self.resent = self.exhausted = False
+        self.fresh = self.begun = self.finished = self.waiting = self.exhausted = False
+        self.judged = False  # what the endpoint's breaker is to hear of this attempt has been said
+        self.resends = 0  # free of charge
         self.replayable = True  # the driver clears it once a byte of the body has been discarded
         self.request_done = True  # the driver clears it while the body is still arriving
         self.outcome = OK
@@ -129,9 +154,10 @@ class Exchange:
         return self._try(now)
 
     def connected(self, now: float) -> None:
-        """A connection was taken and the request is on its way: a body still arriving stops the clock."""
+        """A connection was taken and the request is on its way: a body still arriving stops the clock, but for that of
+        a gRPC call as a whole."""
         if not self.request_done:
-            self.due = OFF
+            self.due = self.ends if self.grpc else OFF
 
     def request_end(self, now: float) -> None:
         """The last byte of the request's body went out: total and try restart here (a long upload is not a slow
@@ -148,51 +174,66 @@ class Exchange:
         reason: str | None = None,
         exhausted: bool = False,
         retry_after_s: float | None = None,
+        grpc_status: int | None = None,
+        message: bool = True,
     ) -> Do:
         """A final response head arrived. `reason` and `exhausted` are what a mesh peer's sidecar said of it;
-        `retry_after_s` is what the server asks for, wanted only where the policy may retry this status."""
+        `retry_after_s` is what the server asks for, wanted only where the policy may retry this status. Of a gRPC call:
+        its status, where it is known by now, and whether any message came."""
         self.status = status
         said = BY_REASON.get(reason) if reason else None
-        if said is None:
-            retry = status in self.plan.retry.statuses and self._repeatable(self.safe)
+        if not self.grpc:
+            grpc_status = None
         else:
-            retry = self._retryable(said, status, now)
+            if grpc_status is None and status != 200:
+                grpc_status = GRPC_OF_HTTP.get(status, Grpc.UNKNOWN)
+            if said is not None and said.status:
+                status = said.status  # gRPC has it as 200
+        empty = None if message else grpc_status
+        retry = self._listed(status, empty) if said is None else self._retryable(said, status, empty, now)
         if retry and not exhausted and self._take_retry(now, retry_after_s):
-            self._judge(status, said, now)
+            self._judge(status, said, grpc_status, now)
+            self._leave()
             return WAIT
-        self._judge(status, said, now)
+        self._judge(status, said, grpc_status, now)
         self.begun = True
-        self.due = OFF
+        self.due = self.ends if self.grpc else OFF
         return RELAY
 
-    def response_end(self, now: float) -> Do:
-        """The last byte of the response arrived."""
+    def response_end(self, now: float, grpc_status: int | None = None) -> Do:
+        """The last byte of the response arrived; a gRPC call's status with it. One without a status is UNKNOWN to its
+        caller."""
+        if not self.judged:
+            self._judge(self.status, None, Grpc.UNKNOWN if grpc_status is None else grpc_status, now)
         self._leave()
         self._finish(OK, now)
         return DONE
 
     def failed(self, failure: Failure, now: float, reused: bool = False) -> Do:
         """The attempt ended without a complete response. `reused`: the connection had served before and died before
-        the first byte of this response."""
+        the first byte of this response; with REFUSED, that it was going away. A refusal says nothing of the endpoint's
+        health: the server is up, and has told us in good order that it has not begun."""
         if self.begun:
             self._blame(now)
             self._finish(Outcome.CUT_SHORT, now)
             return CUT
-        connect = failure is Failure.CONNECT
-        if reused and not connect and self.safe and self.replayable and not self.resent:
-            self.resent = True  # the idle-close race: neither a retry nor the endpoint's fault
+        connect, refused = failure is Failure.CONNECT, failure is Failure.REFUSED
+        may_resend = self.resends < RESENDS_MAX if refused else self.safe and not connect and not self.resends
+        if reused and may_resend and self.replayable:
+            self.resends += 1  # the idle-close race: neither a retry nor the endpoint's fault
             self.cluster.resends += 1
             self.fresh = True
             if self.due == OFF:
                 self._restart(now)
             return SEND
-        listed = "reset" in self.plan.retry.failures
-        retry = self.replayable if connect else listed and self._repeatable(self.safe)
+        outcome = OF_FAILURE[failure]
+        retry = self.replayable if connect or refused else self._covered("reset", outcome)
+        judge = self._neutral if refused else self._blame
         if retry and self._take_retry(now):
-            self._blame(now)
+            judge(now)
             return WAIT
-        self._blame(now)
-        return self._answer(OF_FAILURE[failure], now)
+        judge(now)
+        return self._answer(outcome, now)
 
     def refused(self, outcome: Outcome, now: float) -> Do:
         """This sidecar itself could not go on (a full queue, say): answered at once, nobody blamed."""
@@ -206,8 +247,15 @@ class Exchange:
             if now >= self.ends:  # woken too late: nobody has been asked again, so nobody is to blame
                 return self._answer(Outcome.TIMEOUT_TOTAL, now)
             return self._try(now)
+        if self.begun:  # of a gRPC call
+            if self.own_deadline:
+                self._blame(now)
+            else:
+                self._neutral(now)
+            self._finish(Outcome.TIMEOUT_TOTAL, now)
+            return CUT
         if self.due < self.ends:
-            if "timeout" in self.plan.retry.failures and self._repeatable(self.safe) and self._take_retry(now):
+            if self._covered("timeout", Outcome.TIMEOUT_TRY) and self._take_retry(now):
                 self._blame(now)
                 return WAIT
             self._blame(now)
@@ -235,16 +283,24 @@ class Exchange:
             self._finish(Outcome.CALLER_GONE, now)
         return DONE
 
+    @property
+    def awaits_status(self) -> bool:
+        """Whether a gRPC status that follows the head at once may be retried: then the head is worth holding back."""
+        retry = self.plan.retry
+        return bool(retry.grpc) and self.request_done and self.attempt < retry.max_retries and self._repeatable(True)
+
     # -- decisions
 
     def _restart(self, now: float) -> None:
-        """The clocks of the request and of the attempt begin anew: they stood still while the body came."""
+        """The clocks of the request and of the attempt begin anew: they stood still while the body came. (A gRPC
+        call's own one did not.)"""
         timeouts = self.plan.timeouts
-        self.ends = now + self.total_s
-        self.own_deadline = self.total_s >= timeouts.total_s
-        if self.cap < self.ends:
-            self.ends = self.cap
-            self.own_deadline = False
+        if not self.grpc:
+            self.ends = now + self.total_s
+            self.own_deadline = self.total_s >= timeouts.total_s
+            if self.cap < self.ends:
+                self.ends = self.cap
+                self.own_deadline = False
         self.try_ends = now + timeouts.try_s
         self.due = self.ends if self.ends <= self.try_ends else self.try_ends
 
@@ -255,20 +311,26 @@ class Exchange:
         timeouts = self.plan.timeouts
         endpoint.active += 1
         self.endpoint = endpoint
-        self.fresh = False
+        self.fresh = self.judged = False
         self.cluster.attempts += 1
         breaker = endpoint.breaker
         self.generation = breaker.generation
         if breaker.tripped:
             breaker.start_probe(now, min(timeouts.try_s, PROBE_MAX_S))
             self.generation = breaker.generation
+        feedback = self.feedback = self.cluster.feedback
+        if feedback is not None:
+            self.sent_at = now
+            self.head_at: float | None = None
+            feedback.began(endpoint, now)
         self.try_ends = now + timeouts.try_s
         self.due = self.ends if self.ends <= self.try_ends else self.try_ends
         return SEND
 
     def _no_endpoint(self, now: float) -> Do:
         fallback = self.plan.fallback
-        if fallback is not None and self.subset is not fallback.subset and fallback.subset is not None:
+        subset = self.subset.instead(fallback.subset) if fallback is not None and fallback.subset is not None else None
+        if fallback is not None and subset is not None:
             cluster = fallback.cluster
             if cluster is not self.cluster:
                 self.cluster.active -= 1
@@ -278,7 +340,7 @@ class Exchange:
                     return self._overflow(now)
                 if not self.attempt:
                     cluster.budget.deposit(now)
-            self.subset = fallback.subset
+            self.subset = subset
             self.tried = ()
             return self._try(now)
         circuit = self.subset.why_none(now) == "circuit_open"
@@ -288,6 +350,21 @@ class Exchange:
         """Whether the request may be sent again although the application may have seen it."""
         return safe and self.replayable and self.inherited == 0
 
+    def _listed(self, status: int, grpc_status: int | None) -> bool:
+        """Whether the policy has such an answer of the application retried, and may."""
+        retry = self.plan.retry
+        if grpc_status in retry.grpc:
+            return self._repeatable(True)
+        return status in retry.statuses and self._repeatable(self.safe)
+
+    def _covered(self, word: str, outcome: Outcome) -> bool:
+        """Whether the policy has a failure without an answer retried, and may: by its word, or by what it would be to
+        the caller of a gRPC method."""
+        retry = self.plan.retry
+        if self.grpc and outcome.grpc in retry.grpc:
+            return self._repeatable(True)
+        return word in retry.failures and self._repeatable(self.safe)
+
     def _elsewhere(self, now: float) -> bool:
         """Whether there is an endpoint that this request has not tried."""
         return any(
@@ -295,17 +372,14 @@ class Exchange:
             for endpoint in self.subset.endpoints
         )
 
-    def _retryable(self, said: Outcome, status: int, now: float) -> bool:
+    def _retryable(self, said: Outcome, status: int, grpc_status: int | None, now: float) -> bool:
         """What a peer's sidecar answered by itself; the table beats the rules for status classes."""
         kind = said.retryable
         if kind is Retryable.ANY:
             return self.replayable and (said is not Outcome.DRAINING or self._elsewhere(now))
         if kind is Retryable.NEVER:
             return False
-        listed = status in self.plan.retry.statuses
-        if kind is Retryable.SAFE:
-            listed = listed or WORD_OF[said] in self.plan.retry.failures
-        return listed and self._repeatable(self.safe)
+        return self._listed(status, grpc_status) or (kind is Retryable.SAFE and self._covered(WORD_OF[said], said))
 
     def _take_retry(self, now: float, asked_s: float | None = None) -> bool:
         """Spend one retry if there is one, the budget allows it and the wait ends in time; arm the wait. `asked_s`: how
@@ -341,37 +415,58 @@ class Exchange:
 
     # -- what the endpoint's breaker is told; each of them gives the endpoint back
 
-    def _judge(self, status: int, said: Outcome | None, now: float) -> None:
-        """A response head is the verdict; the endpoint is given back at the end of the response, unless it is
-        retried."""
+    def _judge(self, status: int, said: Outcome | None, grpc_status: int | None, now: float) -> None:
+        """A response head is the verdict, and of a gRPC call its status, which may come later; a probe is judged by
+        the head all the same. The endpoint is given back at the end of the response."""
         endpoint = self.endpoint
         assert endpoint is not None
         breaker = endpoint.breaker
+        if self.grpc and grpc_status is None and not breaker.tripped:
+            if self.feedback is not None:
+                self.head_at = now
+            return  # until the end
+        self.judged = True
         if said is not None and (said.blame is Blame.NO or (said is Outcome.TIMEOUT_TOTAL and not self.own_deadline)):
             breaker.neutral(self.generation, now)
-        elif status == 429:
+            result = "neutral"
+        elif status == 429 or grpc_status == Grpc.RESOURCE_EXHAUSTED:
             breaker.throttled(self.generation, now, self.rnd)
-        elif status >= 500 and status != 501:
+            result = "throttled"
+        elif (grpc_status in GRPC_FAILURES) if self.grpc else (status >= 500 and status != 501):
             endpoint.failures += 1
             breaker.failure(self.generation, now, self.rnd)
+            result = "failure"
         else:
             endpoint.successes += 1
             breaker.success(self.generation, now)
-        if self.waiting:
-            self._leave()
+            result = "success"
+        if self.feedback is not None:
+            self._tell(result, now)
 
     def _blame(self, now: float) -> None:
         endpoint = self.endpoint
         if endpoint is not None:
             endpoint.failures += 1
             endpoint.breaker.failure(self.generation, now, self.rnd)
+            if self.feedback is not None:
+                self._tell("failure", now)
             self._leave()
 
     def _neutral(self, now: float) -> None:
         endpoint = self.endpoint
         if endpoint is not None:
             endpoint.breaker.neutral(self.generation, now)
+            if self.feedback is not None:
+                self._tell("neutral", now)
             self._leave()
+
+    def _tell(self, result: str, now: float) -> None:
+        """The balancer hears of each attempt once, with the time to its response head."""
+        feedback, self.feedback = self.feedback, None
+        endpoint = self.endpoint
+        assert endpoint is not None
+        head_at = self.head_at
+        feedback.ended(endpoint, result, (now if head_at is None else head_at) - self.sent_at, now)
 
     def _leave(self) -> None:
         endpoint = self.endpoint

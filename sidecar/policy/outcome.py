@@ -30,6 +30,23 @@ class Grpc(IntEnum):
     UNAUTHENTICATED = 16
 
 
+GRPC_FAILURES = frozenset({Grpc.UNAVAILABLE, Grpc.INTERNAL, Grpc.UNKNOWN, Grpc.DATA_LOSS, Grpc.DEADLINE_EXCEEDED})
+"""What blames the endpoint; of the others only RESOURCE_EXHAUSTED is no success, but like 429."""
+
+GRPC_OF_HTTP = {
+    400: Grpc.INTERNAL,
+    401: Grpc.UNAUTHENTICATED,
+    403: Grpc.PERMISSION_DENIED,
+    404: Grpc.UNIMPLEMENTED,
+    429: Grpc.UNAVAILABLE,
+    502: Grpc.UNAVAILABLE,
+    503: Grpc.UNAVAILABLE,
+    504: Grpc.UNAVAILABLE,
+}
+"""What a gRPC client makes of a response without a gRPC status; of any other status it makes UNKNOWN
+(grpc/doc/http-grpc-status-mapping.md)."""
+
+
 class Retryable(Enum):
     """What the caller's sidecar may do with such an answer of the callee's."""
 
@@ -51,6 +68,7 @@ class Failure(Enum):
     """Why an attempt ended without a response head."""
 
     CONNECT = "connect-error"  # the server cannot have seen the request
+    REFUSED = "refused-stream"  # nor here: REFUSED_STREAM, or a stream beyond its GOAWAY's last
     RESET = "reset"  # lost before the response head was complete
     BROKEN = "bad-response"  # the peer broke the protocol
 
@@ -97,6 +115,7 @@ class Outcome(Enum):
 
 OF_FAILURE = {
     Failure.CONNECT: Outcome.CONNECT_FAILED,
+    Failure.REFUSED: Outcome.CONNECT_FAILED,  # what they have in common: the application has not seen the request
     Failure.RESET: Outcome.UPSTREAM_RESET,
     Failure.BROKEN: Outcome.BAD_RESPONSE,
 }

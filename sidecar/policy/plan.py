@@ -33,9 +33,10 @@ from sidecar.model.snapshot import (
 from sidecar.model.source import Source
 
 from .authz import Authorizer, compile_authz
-from .balancing import BALANCERS, Subset
+from .balancing import Balancing, Subset
 from .cluster import Cluster, Destination, FallbackPlan, RoutePlan
 from .endpoint import Endpoint
+from .hashing import KeyOf, compile_key
 from .matching import compile_match
 from .paths import Reader, judge, opaque
 from .routing import RouteTable
@@ -78,6 +79,7 @@ class TcpPlan:
     timeouts: Timeouts
     retry: Retry
     authz: Authorizer | None
+    key_of: KeyOf | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class ClusterState:
 
 MakeChain = Callable[[str, Service, Route], Any]
 MakeStats = Callable[[str, str, str, str], Any]
+FindBalancer = Callable[[Service], Balancing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,10 @@ class Surroundings:
     sticky_key: bytes
     chain: MakeChain
     stats: MakeStats
+    balancer: FindBalancer
     on_breaker: Callable[[Cluster, Endpoint, str], None] | None = None
+    on_panic: Callable[[Cluster, str], None] | None = None
+    zone: str = ""  # where this sidecar is
 
 
 def compile_plans(
@@ -174,6 +180,7 @@ class _Compiler:
         self.stale: list[Endpoint] = []
         self.chains: list[Any] = []
         self.problems: list[tuple[Source, str]] = []
+        self.balancing: dict[str, Balancing] = {}
 
     def run(self) -> tuple[Plans, list[Endpoint]]:
         snapshot, own = self.snapshot, self.around.own
@@ -189,6 +196,8 @@ class _Compiler:
         tcp_authz = self._authz(service.authz, service.source)
         for call in service.calls.values():
             self._check_call(call)
+        for each in snapshot.services.values():
+            self._find_balancer(each)
         if self.problems:
             raise PlanError(self.problems)
 
@@ -198,7 +207,7 @@ class _Compiler:
         tcp: dict[Key, TcpPlan] = {}
         for s, p in all_ports:
             cluster = self.outbound[s.name, p.name]
-            if p.protocol is Protocol.HTTP:
+            if p.protocol.is_http:
                 table = self._table(outbound[s.name], partial(self._outbound_route, s, cluster))
                 http[s.name, p.name] = ServicePlan(s.name, p.name, table, reader(s, p), cluster)
             else:
@@ -271,6 +280,20 @@ class _Compiler:
             names = ", ".join(p.name for p in ports(service))
             self.problems.append((call.source, f'service "{call.service}" has no port "{call.port}" (it has: {names})'))
 
+    def _find_balancer(self, service: Service) -> None:
+        stated = service.balancing
+        try:
+            found = self.balancing[service.name] = self.around.balancer(service)
+            if found.keyed and stated.by is None:
+                text = f'"{service.balance}" chooses by a key; say which, for example `by: header:x-user`'
+                self.problems.append((stated.source, text))
+            elif found.keyed:
+                compile_key(stated.by or "")
+        except PlanError as exc:
+            self.problems.extend(exc.problems)
+        except ValueError as exc:
+            self.problems.append((stated.source, str(exc)))
+
     # -- clusters
 
     def _cluster(self, side: str, service: Service, port: Port, limits: Limits, retry: Retry) -> Cluster:
@@ -293,7 +316,15 @@ class _Compiler:
         cluster.pool_idle_s = service.pool_idle_s if service.pool_idle_s is not None else MESH_POOL_IDLE_S
         identity = f"spiffe://{self.around.trust_domain}/service/{service.name}"
         sni = f"{port.name}.{service.name}.mesh"
-        self.stale += cluster.update(service.endpoints, service.circuit_breaker, service.versions, identity, sni)
+        self.stale += cluster.update(
+            service.endpoints, service.circuit_breaker, service.versions, identity, sni, port.protocol.is_http2,
+            now=self.now, slow_start_s=service.balancing.slow_start_s,
+        )  # fmt: skip
+        cluster.balance_by(self.balancing[service.name])
+        cluster.subsets = {name: held for name, held in cluster.subsets.items() if not name or name in service.versions}
+        panic = cluster.judge_panic(service.balancing.panic_threshold)
+        if panic and self.around.on_panic is not None:
+            self.around.on_panic(cluster, panic)
         return cluster
 
     def _app_cluster(self, service: Service, port: Port) -> Cluster:
@@ -302,13 +333,38 @@ class _Compiler:
         apps = self.around.apps
         host, number = apps.get(port.name) or apps.get("") or ("127.0.0.1", port.number)
         never_opens = replace(service.circuit_breaker, consecutive_failures=1 << 60, success_rate=None)
-        self.stale += cluster.update([EndpointSpec(host, number, tls=Tls.PLAIN)], never_opens, {}, "", "")
+        there = [EndpointSpec(host, number, tls=Tls.PLAIN)]
+        self.stale += cluster.update(there, never_opens, {}, "", "", port.protocol.is_http2)
         return cluster
 
     def _subset(self, service: Service, cluster: Cluster, version: str | None) -> Subset:
+        """The same object as long as nothing about it changes: its tables may have been dear."""
         labels = service.versions.get(version, {}) if version is not None else {}
-        endpoints = tuple(e for e in cluster.endpoints.values() if _selected(e, labels))
-        return Subset(version or "", endpoints, BALANCERS[service.balance])
+        endpoints = tuple([e for e in cluster.endpoints.values() if _selected(e, labels)])
+        stated = service.balancing
+        zone = self.around.zone if stated.zone == "prefer" else ""
+        weights = [(e.stated_weight, e.zone, e.priority) for e in endpoints]
+        made_of = (endpoints, weights, stated.panic_threshold, zone, stated.slow_start_s)
+        held = cluster.subsets.get(version or "")
+        if held is not None and held[0] == made_of:
+            return held[1]
+        how = self.balancing[service.name]
+        subset = Subset(
+            version or "",
+            endpoints,
+            how.arrange,
+            stated.panic_threshold,
+            keyed=how.keyed,
+            zone=zone,
+            counts=cluster.counts,
+            warmup=cluster.warmup,
+        )
+        cluster.subsets[version or ""] = (made_of, subset)
+        return subset
+
+    def _key_of(self, service: Service) -> KeyOf | None:
+        by = service.balancing.by
+        return compile_key(by) if by is not None and self.balancing[service.name].keyed else None
 
     # -- outbound
 
@@ -322,8 +378,15 @@ class _Compiler:
             (Destination(d.version, self._subset(service, cluster, d.version)), d.weight) for d in route.destinations
         ]
         plan.bind(cluster, *tighten(route.timeouts, route.retry, call), destinations)
+        plan.key_of = self._key_of(service)
         if route.sticky is not None:
-            plan.sticky = Sticky(route.sticky.cookie, route.sticky.ttl_s, self.around.sticky_key, service.name)
+            stuck = route.sticky
+            sticky = plan.sticky = Sticky(
+                stuck.cookie, stuck.ttl_s, self.around.sticky_key, service.name, by_endpoint=stuck.level == "endpoint"
+            )
+            if sticky.by_endpoint:
+                subsets = [destination.subset for destination, _ in destinations]
+                plan.pinned = {sticky.token(e.key): (e, subset) for subset in subsets for e in subset.endpoints}
         if route.fallback is not None:
             plan.fallback = self._fallback(service, route.fallback, cluster)
         plan.respond, plan.redirect, plan.rewrite = route.respond, route.redirect, route.rewrite
@@ -334,7 +397,7 @@ class _Compiler:
     def _fallback(self, service: Service, fallback: Fallback, cluster: Cluster) -> FallbackPlan:
         other = self.snapshot.services.get(fallback.service or "")
         if other is not None:
-            port = next((p for p in ports(other) if p.protocol is Protocol.HTTP), ports(other)[0])
+            port = next((p for p in ports(other) if p.protocol.is_http), ports(other)[0])
             there = self.outbound[other.name, port.name]
             return FallbackPlan(there, self._subset(other, there, fallback.version), fallback.respond)
         subset = self._subset(service, cluster, fallback.version) if fallback.version is not None else None
@@ -344,7 +407,8 @@ class _Compiler:
         call = self.snapshot.services[self.around.own].calls.get(service.name)
         retry = service.routes[-1].retry if service.routes else Retry()
         timeouts, retry = tighten(service.timeouts, retry, call)
-        return TcpPlan(service.name, port.name, cluster, self._subset(service, cluster, None), timeouts, retry, None)
+        subset = self._subset(service, cluster, None)
+        return TcpPlan(service.name, port.name, cluster, subset, timeouts, retry, None, self._key_of(service))
 
     def _local_port(self, call: Call, http: Mapping[Key, ServicePlan], tcp: Mapping[Key, TcpPlan]) -> LocalPort:
         assert call.local_port is not None
@@ -368,7 +432,9 @@ class _Compiler:
 
     def _inbound_route(self, service: Service, cluster: Cluster, subset: Subset, route: Route) -> RoutePlan:
         plan = RoutePlan(route.name, service.name)
-        timeouts = replace(route.timeouts, total_s=NONE, try_s=NONE)  # the caller's sidecar keeps these
+        timeouts = replace(
+            route.timeouts, total_s=NONE, total_grpc_s=NONE, try_s=NONE
+        )  # the caller's sidecar keeps these
         retry = replace(NO_RETRY, methods=route.retry.methods)  # what is safe holds for the free resend too
         plan.bind(cluster, timeouts, retry, [(Destination(None, subset), 100)])
         plan.stats = {"": self.around.stats("in", service.name, route.name, "")}
@@ -395,7 +461,7 @@ def _hosts_of(service: Service) -> Iterator[bytes]:
 
 
 def _has_http(service: Service) -> bool:
-    return any(p.protocol is Protocol.HTTP for p in ports(service))
+    return any(p.protocol.is_http for p in ports(service))
 
 
 def ports(service: Service) -> tuple[Port, ...]:
@@ -428,6 +494,7 @@ def tighten(timeouts: Timeouts, retry: Retry, call: Call | None) -> tuple[Timeou
     timeouts = replace(
         timeouts,
         total_s=min(timeouts.total_s, call.total_s),
+        total_grpc_s=min(timeouts.of_grpc_s, call.total_s),
         try_s=min(timeouts.try_s, call.try_s),
         idle_s=min(timeouts.idle_s, call.idle_s),
         idle_tcp_s=min(timeouts.idle_tcp_s, call.idle_s),

@@ -1,9 +1,9 @@
-"""The cookie that keeps a client at the version it was given.
+"""The cookie that keeps a client at the version, or the endpoint, that it was given.
 
 The value is opaque to clients and authenticated (HMAC-SHA256, cut to 16 bytes): nobody can choose a version by writing
-a cookie, and a cookie is good only for the name and the scope that it was issued for. Must not know which versions
-exist: whoever reads one checks it against the route. Invariant: whatever arrives, `read` gives a version that this key
-has issued, or None.
+a cookie, and a cookie is good only for the name and the scope that it was issued for. An endpoint stands in it as a
+token, so that addresses stay at home. Must not know which versions or endpoints exist: whoever reads one checks it
+against the route. Invariant: whatever arrives, `read` gives a word that this key has issued, or None.
 """
 
 import binascii
@@ -13,22 +13,30 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 _MAC_BYTES = 16
+_TOKEN_BYTES = 8
 _EXPIRY = struct.Struct(">Q")
 _VALUE_CHARS_MAX = 400  # a version's name is far shorter
 _CANDIDATES_MAX = 4  # a client may hold cookies of that name for several paths
 
 
 class Sticky:
-    """One for each route that says `sticky`. `scope` (the service's name) keeps cookies of one service from another."""
+    """One for each route that says `sticky`. `scope` (the service's name) keeps cookies of one service from another;
+    those of versions and of endpoints (`by_endpoint`) are not mistaken for each other either."""
 
-    __slots__ = ("_attributes", "_key", "_prefix", "_salt", "ttl_s")
+    __slots__ = ("_attributes", "_key", "_prefix", "_salt", "by_endpoint", "ttl_s")
 
-    def __init__(self, cookie: str, ttl_s: float, key: bytes, scope: str = "") -> None:
+    def __init__(self, cookie: str, ttl_s: float, key: bytes, scope: str = "", *, by_endpoint: bool = False) -> None:
         self.ttl_s = ttl_s
+        self.by_endpoint = by_endpoint
         self._key = key
         self._prefix = cookie.encode("ascii") + b"="
-        self._salt = b"pillion sticky 1\0" + scope.encode() + b"\0" + self._prefix
+        kind = b"pillion sticky endpoint 1\0" if by_endpoint else b"pillion sticky 1\0"
+        self._salt = kind + scope.encode() + b"\0" + self._prefix
         self._attributes = b"; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax" % max(1, math.ceil(ttl_s))
+
+    def token(self, endpoint_key: str) -> str:
+        """What stands for an endpoint in a cookie."""
+        return hmac.digest(self._key, self._salt + b"\0token\0" + endpoint_key.encode(), "sha256")[:_TOKEN_BYTES].hex()
 
     def issue(self, version: str, now_epoch_s: float) -> bytes:
         """The value of a Set-Cookie field."""

@@ -23,6 +23,7 @@ HIGH_BYTES, LOW_BYTES = 256 * 1024, 64 * 1024
 RECORD_BYTES = 16384  # RFC 8446, 5.1: a record never holds more; reading that much leaves nothing inside OpenSSL
 BURST_READS = 16  # records of one connection in one turn, so that a bulk stream cannot starve the others
 READ_BYTES, READ_BULK_BYTES = 64 * 1024, 256 * 1024  # plain: one read a turn, larger while a stream fills it
+TIGHT_BYTES = 4 << 20  # held for all peers that do not read: above, each gets less, or many could take what they like
 SMALL_BYTES = 4096  # buffered writes below this are gathered: a memoryview each would outweigh them
 LINGER_BYTES, LINGER_S = 4 << 20, 1.0  # about what the kernel's buffers hold of an upload in full flight
 RESET = struct.pack("ii", 1, 0)
@@ -59,8 +60,8 @@ class Channel:
     `watch_hangup`: a peer that goes away is `lost` even while paused (what it sent before is then given up)."""
 
     __slots__ = (
-        "_after_flush", "_broken", "_discard_left", "_ending", "_fault", "_hooked", "_linger_s", "_mask", "_read_bytes",
-        "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "eof", "fd",
+        "_after_flush", "_broken", "_discard_left", "_ending", "_fault", "_full", "_hooked", "_linger_s", "_mask",
+        "_read_bytes", "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "eof", "fd",
         "fingerprint", "half_close", "notify_empty", "open", "out", "out_bytes", "owner", "peer", "reactor", "reading",
         "sock", "tls", "watch_hangup",
     )  # fmt: skip
@@ -101,6 +102,7 @@ class Channel:
         self._tail: Exception | bool = False  # what came behind the last burst: an error, or True for a clean end
         self._fault: Exception | None = None  # why writing has failed
         self._broken = self._ending = False
+        self._full = False  # `write` has said so
         self._read_wants_write = self._write_wants_read = False
         self._after_flush: Callable[[], None] | None = None
         self._discard_left = 0
@@ -146,7 +148,7 @@ class Channel:
         if self.out:
             if not self._ending:
                 self._append(data)
-                return self.out_bytes < HIGH_BYTES
+                return self._has_room()
         elif self.open and not self._broken and not self._ending and data:
             try:
                 sent = self._send(data)
@@ -163,13 +165,21 @@ class Channel:
             # After WANT_WRITE OpenSSL insists on the same bytes again (the buffer may move, the content may not).
             self.out.append(memoryview(data)[sent:])
             self.out_bytes = size - sent
+            self.reactor.held_bytes += size - sent
             if sent and not self._write_wants_read:  # TLS writes one record a call: go on with the next
                 self._flush(telling=False)
             self._interest()
-            return self.out_bytes < HIGH_BYTES
+            return self._has_room()
         if self._ending and self.open:
             raise RuntimeError("write after end()")
         return True
+
+    def _has_room(self) -> bool:
+        """Whether the buffer is below its high mark."""
+        if self.out_bytes < (HIGH_BYTES if self.reactor.held_bytes < TIGHT_BYTES else RECORD_BYTES):
+            return True
+        self._full = True
+        return False
 
     def pause(self) -> None:
         if self.reading:
@@ -271,7 +281,7 @@ class Channel:
         if self._tail is not False:
             self._finish_read()
             return
-        size = self._read_bytes
+        size = self._read_bytes if self.reactor.held_bytes < TIGHT_BYTES else RECORD_BYTES
         try:
             data = self._recv(size)
             if len(data) == size:
@@ -299,6 +309,10 @@ class Channel:
     def _read_more(self, data: bytes) -> bytes:
         """A full read: a bulk stream. What stands behind the data (`_tail`) is told only after it; OpenSSL tells it
         once, and epoll not at all."""
+        if self.reactor.held_bytes >= TIGHT_BYTES:
+            if self.tls and self.sock.pending():  # of these epoll does not tell
+                self.reactor.soon.append(self._read)
+            return data
         if not self.tls:
             self._read_bytes = READ_BULK_BYTES
             return data
@@ -361,6 +375,7 @@ class Channel:
             else:
                 self.out.append(bytearray(data))
         self.out_bytes += size
+        self.reactor.held_bytes += size
 
     def _flush(self, telling: bool = True) -> None:
         out, before = self.out, self.out_bytes
@@ -371,6 +386,7 @@ class Channel:
                     out[0] = chunk = memoryview(chunk)  # tried once it must not grow any more
                 sent = self._send(chunk)  # type: ignore[arg-type]
                 self.out_bytes -= sent
+                self.reactor.held_bytes -= sent
                 if sent == len(chunk):
                     out.popleft()
                 else:
@@ -391,8 +407,16 @@ class Channel:
                 if not self.open:
                     return
         self._interest()
-        if telling and (before > LOW_BYTES >= self.out_bytes or (self.notify_empty and before and not self.out_bytes)):
+        low = LOW_BYTES if self.reactor.held_bytes < TIGHT_BYTES else SMALL_BYTES
+        room = self.out_bytes <= low and (self._full or before > low)
+        if telling and (room or (self.notify_empty and before and not self.out_bytes)):
+            self._full = False
             self.owner.drained()
+
+    def _drop_out(self) -> None:
+        self.out.clear()
+        self.reactor.held_bytes -= self.out_bytes
+        self.out_bytes = 0
 
     def _send_fin(self) -> None:
         try:
@@ -404,8 +428,7 @@ class Channel:
         """A response may still be readable (an early 413, say), so the read side reports the loss, after that. On a
         plain socket the failed write has used up the reset: the next read would look like a clean end. EPIPE after
         the peer's own FIN is none."""
-        self.out.clear()
-        self.out_bytes = 0
+        self._drop_out()
         self._broken = True
         if self._fault is None and (self.tls or exc.errno != errno.EPIPE):
             self._fault = exc
@@ -481,8 +504,7 @@ class Channel:
 
     def _dismiss(self) -> None:
         self.open = self.reading = False
-        self.out.clear()
-        self.out_bytes = 0
+        self._drop_out()
         self.owner = NOBODY
         self._after_flush = None
         if self._timer is not None:

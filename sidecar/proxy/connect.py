@@ -24,6 +24,7 @@ RESOLVED_MAX = 256
 ADDRESSES_MAX = 8
 UNIX_BUSY_S = 0.01
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 6
+_NO_ALPN = "TLSV1_ALERT_NO_APPLICATION_PROTOCOL"
 SO_MARK = getattr(socket, "SO_MARK", 36)
 
 Address = tuple[str, int]
@@ -36,6 +37,14 @@ class DialError(Exception):
 
 class WrongPeer(DialError, PeerRejected):
     """Somebody answered, but not whom we asked for. Nothing was sent to them."""
+
+
+class AlpnRefused(PeerRejected):
+    """The peer has not chosen the protocol that was offered (RFC 7301)."""
+
+
+class OtherProtocol(WrongPeer):
+    """The right peer, but not one that speaks the protocol we asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,8 @@ class Dialler:
             where = address[0] if address[0].startswith(UNIX) else f"{address[0]} port {address[1]}"
             if isinstance(exc, trio.TooSlowError):
                 raise DialError(f"{where}: no connection within {timeout_s:g} s") from None
+            if isinstance(exc, AlpnRefused) or getattr(exc, "reason", None) == _NO_ALPN:
+                raise OtherProtocol(f"{where}: {why(exc)}") from exc
             if isinstance(exc, ssl.SSLCertVerificationError | PeerRejected):
                 raise WrongPeer(f"{where}: {why(exc)}") from exc
             if isinstance(exc, OSError):
@@ -212,7 +223,7 @@ def _checked(
             raise PeerRejected(f"expected {expect_identity}, but {proof.identity} answered")
     chosen = sock.selected_alpn_protocol()
     if alpn is not None and chosen != alpn:
-        raise PeerRejected(f"expected ALPN {alpn}, but the peer chose {chosen or 'none'}")
+        raise AlpnRefused(f"expected ALPN {alpn}, but the peer chose {chosen or 'none'}")
     return Dialled(sock, proof.identity, chosen, proof.fingerprint)
 
 

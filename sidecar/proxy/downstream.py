@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.policy.outcome import Outcome
 from sidecar.wire.http1 import Message, ProtocolError, Requests, chunk, encode_response, last_chunk
+from sidecar.wire.http2 import PREFACE
 
 from . import answers
 from .channel import Channel
+from .http2_down import Http2Downstream
 from .serving import Serving
 from .timers import Timer
 
@@ -25,6 +27,7 @@ KEEP_ALIVE_S = 300.0  # between requests; longer than any peer's pool keeps a co
 FLUSH_TIMEOUT_S = 10.0  # for the last answer to leave
 DRAIN_IDLE_S = 0.5  # without a request, before a drain closes a connection
 HALF_CLOSE_S = 0.1  # after a request, for an end that is meant as "no more requests"
+PREFACE_LINE = PREFACE[: PREFACE.index(b"\r\n") + 2]  # no request line of HTTP/1.1, so it decides
 
 
 class Downstream:
@@ -75,7 +78,9 @@ class Downstream:
         self.ch = Channel(
             self.world.reactor, sock, self, watch_hangup=True, peer=self.peer, fingerprint=self.entry.fingerprint
         )
-        self.ch.half_close = not self.ch.tls
+        if not self.ch.tls:
+            self.ch.half_close = True
+            self.ch.owner = _FirstBytes(self)
         self.timer.set(self.world.reactor.now + KEEP_ALIVE_S)
 
     # -- from the channel
@@ -230,7 +235,7 @@ class Downstream:
         if serving is not None and not serving.m.http10:
             self.ch.write(encode_response(m, chunked=False, close=False))
 
-    def relay_head(self, request: Message, m: Message, data: bytes, extra: bytes) -> None:
+    def relay_head(self, request: Message, m: Message, data: bytes, extra: list[tuple[bytes, bytes]]) -> None:
         """The head of an upstream's response, with what there is of its body, in one write."""
         bodiless = request.method == b"HEAD" or m.status in (204, 304)
         self.chunked_out = m.length is None and not bodiless and not request.http10
@@ -324,10 +329,14 @@ class Downstream:
         self.flushing = self.ch.out_bytes
         self.timer.set(self.world.reactor.now + FLUSH_TIMEOUT_S)
 
-    def detach(self) -> None:
-        """The connection becomes a tunnel: this object lets go of it."""
+    def switch(self, m: Message, extra: list[tuple[bytes, bytes]]) -> tuple[Channel, bytes]:
+        """Pass the upstream's 101 on; the connection becomes one side of a tunnel, and this object lets go of it.
+        Gives the channel, and what was read behind the request."""
+        leftover = self.codec.leftover()
         self._forget()
         self.serving = None
+        self.ch.write(encode_response(m, chunked=False, close=False, extra=extra))
+        return self.ch, leftover
 
     def _forget(self) -> None:
         self.timer.close()
@@ -336,14 +345,26 @@ class Downstream:
             self.world.downstreams.remove(self)
             self.entry.meters.connections_down.value -= 1
 
+    only_tunnels = False  # a connection that has become a tunnel is not one of these any more
+
+    def servings(self) -> tuple[Serving, ...]:
+        """The requests under way."""
+        return (self.serving,) if self.serving is not None else ()
+
+    def become_http2(self, data: bytes) -> None:
+        """The first bytes, `data`, say HTTP/2: another object takes the connection."""
+        self._forget()
+        Http2Downstream(self.world, self.entry, self.peer, self.address).adopt(self.ch, data)
+
     # -- draining
 
     def drain(self) -> None:
         """The next answer says `connection: close`. Call it again: who has been idle for a while is closed, since his
-        next request is not on its way right now (one that is would be lost, and a POST could not be sent again)."""
+        next request is not on its way right now (one that is would be lost, and a POST could not be sent again), nor
+        here already and only unread."""
         self.last = True
         idle = self.serving is None and not self.codec.started and not self.ending
-        if idle and self.world.reactor.now - self.heard > DRAIN_IDLE_S:
+        if idle and self.world.reactor.now - self.heard > DRAIN_IDLE_S and not self.ch.unread():
             self.ch.close()
             self.lost(None)
 
@@ -354,3 +375,35 @@ class Downstream:
             self.serving = None
             serving.caller_gone()
         self.cut()
+
+
+class _FirstBytes:
+    """Owns the channel of a plain connection until its first bytes have told HTTP/1.1 from HTTP/2 with prior knowledge
+    (RFC 9113, section 3.3). HTTP/1.1 hears everything meanwhile, so that nothing is late for it."""
+
+    __slots__ = ("down", "held")
+
+    def __init__(self, down: Downstream) -> None:
+        self.down = down
+        self.held = b""
+
+    def received(self, data: bytes) -> None:
+        down = self.down
+        whole = self.held + data if self.held else data
+        if whole.startswith(PREFACE_LINE):
+            down.become_http2(whole)
+        elif PREFACE_LINE.startswith(whole):
+            self.held = whole
+            down.received(data)
+        else:
+            down.ch.owner = down
+            down.received(data)
+
+    def drained(self) -> None:
+        self.down.drained()
+
+    def ended(self) -> None:
+        self.down.ended()
+
+    def lost(self, exc: Exception | None) -> None:
+        self.down.lost(exc)

@@ -64,7 +64,8 @@ def _tell(world: "World", side: str) -> None:
 
 
 def _count(world: "World", side: str) -> int:
-    return sum(down.entry.side == side for down in world.downstreams)
+    """Connections that are waited for; one that carries nothing but tunnels ends with them."""
+    return sum(down.entry.side == side and not down.only_tunnels for down in world.downstreams)
 
 
 async def _until_gone(world: "World", side: str) -> None:

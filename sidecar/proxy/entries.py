@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.model.snapshot import Mtls
 from sidecar.policy.authz import Authorizer
-from sidecar.policy.cluster import RoutePlan, Subset
+from sidecar.policy.cluster import Aimed, RoutePlan, Subset
 from sidecar.policy.exchange import IDEMPOTENT, OFF, Exchange
-from sidecar.policy.outcome import Outcome
+from sidecar.policy.outcome import GRPC_FAILURES, Grpc, Outcome
 from sidecar.policy.paths import BadPath, Readings, opaque
 from sidecar.policy.plan import ServicePlan
+from sidecar.wire.grpc import write_timeout
 from sidecar.wire.http1 import Message
 
 if TYPE_CHECKING:
+    from .pool import Up
     from .serving import Serving
-    from .upstream import Upstream
     from .world import World
 
 
+Field = tuple[bytes, bytes]
+
 ATTEMPT_MAX = 999  # what a peer reads; more would read as none
+_ATTEMPTS = tuple((b"x-pillion-attempt", b"%d" % number) for number in range(ATTEMPT_MAX + 1))
+_GRPC_NAMES = tuple(status.name for status in Grpc)
+_EXPECT = (b"expect", b"100-continue")
+_EXHAUSTED = (b"x-pillion-retried", b"exhausted")
 
 
 class Entry:
@@ -46,15 +53,15 @@ class Entry:
         """The route that the request follows, or None: then the request has been answered."""
         raise NotImplementedError
 
-    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset | Aimed, m: Message, now: float) -> Exchange:
         raise NotImplementedError
 
-    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
-        """Header lines that this sidecar adds to the request."""
+    def request_fields(self, serving: "Serving", up: "Up") -> list[Field]:
+        """Fields that this sidecar adds to the request."""
         raise NotImplementedError
 
-    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
-        """Header lines that this sidecar adds to an upstream's response."""
+    def response_fields(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> list[Field]:
+        """Fields that this sidecar adds to an upstream's response."""
         raise NotImplementedError
 
     def spent(self, serving: "Serving") -> None:
@@ -68,17 +75,18 @@ class Entry:
         """The request has ended: record it."""
         world, m, plan, endpoint = self.world, serving.m, serving.plan, serving.endpoint
         duration_s = world.reactor.now - serving.started
+        grpc_status = _GRPC_NAMES[serving.grpc_status] if serving.grpc_status is not None else ""
         if plan is not None:
             stats = plan.stats
             stats[""].active -= 1
             slot = stats.get(endpoint.version if endpoint is not None else "")
-            (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s)
+            (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s, grpc_status)
         else:
-            world.unrouted[self.side].record(m.method, status, reason, duration_s)
+            world.unrouted[self.side].record(m.method, status, reason, duration_s, grpc_status)
         if world.access.enabled:
-            self._log(serving, status, reason, duration_s)
+            self._log(serving, status, grpc_status, reason, duration_s)
 
-    def _log(self, serving: "Serving", status: int, reason: str, duration_s: float) -> None:
+    def _log(self, serving: "Serving", status: int, grpc_status: str, reason: str, duration_s: float) -> None:
         m, plan, endpoint, ex = serving.m, serving.plan, serving.endpoint, serving.ex
         trace = serving.trace
         trace_id = trace[3:35] if trace is not None else b""
@@ -103,6 +111,7 @@ class Entry:
                 trace_id,
                 endpoint.key if endpoint is not None else "",
                 next((value for name, value in m.headers if name == b"user-agent"), b""),
+                grpc_status,
             )
         )
 
@@ -188,7 +197,7 @@ class Outbound(Entry):
                 serving.host = rewrite.host.encode()
         return plan
 
-    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset | Aimed, m: Message, now: float) -> Exchange:
         trace = serving.trace
         cap, inherited = OFF, 0
         if trace is None:
@@ -205,30 +214,31 @@ class Outbound(Entry):
             cap,
             inherited,
             m.method not in IDEMPOTENT and _has_idempotency_key(m),
+            m.grpc,
         )
 
-    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
+    def request_fields(self, serving: "Serving", up: "Up") -> list[Field]:
         m, ex = serving.m, serving.ex
         assert ex is not None and serving.trace is not None
+        fields = [(b"traceparent", serving.trace)]
+        if m.grpc:
+            _tell_deadline(fields, ex.ends - self.world.reactor.now)
         if up.mesh:
-            attempt = min(ex.inherited + ex.attempt, ATTEMPT_MAX)
+            attempt = ex.inherited + ex.attempt
+            fields.append(_ATTEMPTS[attempt] if attempt < ATTEMPT_MAX else _ATTEMPTS[ATTEMPT_MAX])
             left_s = ex.ends - self.world.reactor.now if ex.request_done else ex.total_s
-            if left_s == OFF:
-                lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\n" % (serving.trace, attempt)
-            else:
-                lines = b"traceparent: %b\r\nx-pillion-attempt: %d\r\nx-request-deadline-ms: %d\r\n" % (
-                    serving.trace,
-                    attempt,
-                    left_s * 1000 if left_s > 0.0 else 0,
-                )
-        else:
-            lines = b"traceparent: %b\r\n" % serving.trace
-        return lines + _common_lines(serving, m, upgrade) if m.forwarded or m.expect_continue or upgrade else lines
+            if left_s != OFF and not m.grpc:
+                fields.append((b"x-request-deadline-ms", b"%d" % (left_s * 1000 if left_s > 0.0 else 0)))
+        if m.forwarded:
+            fields += m.forwarded
+        if m.expect_continue and not serving.continued and not m.done:
+            fields.append(_EXPECT)
+        return fields
 
-    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
+    def response_fields(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> list[Field]:
         if ex.exhausted or (m.exhausted and serving.up is not None and serving.up.mesh):
             self.spent(serving)
-        return b"x-pillion-reason: %b\r\n" % reason.encode() if reason else b""
+        return [(b"x-pillion-reason", reason.encode())] if reason else []
 
     def spent(self, serving: "Serving") -> None:
         if serving.trace is not None:
@@ -248,7 +258,7 @@ class Inbound(Entry):
         self.peer = peer
         self.fingerprint = fingerprint
         self.caller = world.service_of(peer)
-        self.forwarded_for = world.client_cert_line(peer, fingerprint) if peer else b""
+        self.forwarded_for = (b"x-forwarded-client-cert", world.client_cert(peer, fingerprint) if peer else b"")
 
     @property
     def caller_service(self) -> str:
@@ -333,7 +343,7 @@ class Inbound(Entry):
                 return False
         return True
 
-    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset, m: Message, now: float) -> Exchange:
+    def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset | Aimed, m: Message, now: float) -> Exchange:
         world = self.world
         trace = serving.trace
         if trace is None:
@@ -346,25 +356,33 @@ class Inbound(Entry):
             world.rnd,
             m.deadline_ms / 1000 if m.deadline_ms is not None else OFF,
             idempotency_key=m.method not in IDEMPOTENT and _has_idempotency_key(m),
+            grpc=m.grpc,
         )
         serving.remembered = world.memory.enter(trace[3:35], ex.ends, m.attempt if self.peer else 0)
         return ex
 
-    def request_lines(self, serving: "Serving", up: "Upstream", upgrade: bytes | None) -> bytes:
-        m = serving.m
-        assert serving.trace is not None
-        lines = b"traceparent: %b\r\n%b" % (serving.trace, self.forwarded_for)
-        if (m.forwarded and self.peer) or m.expect_continue or upgrade:
-            return lines + _common_lines(serving, m, upgrade, forwarded=bool(self.peer))
-        return lines
+    def request_fields(self, serving: "Serving", up: "Up") -> list[Field]:
+        m, ex = serving.m, serving.ex
+        assert ex is not None and serving.trace is not None
+        fields = [(b"traceparent", serving.trace)]
+        if m.grpc:
+            _tell_deadline(fields, ex.ends - self.world.reactor.now)
+        if self.peer:
+            fields.append(self.forwarded_for)
+            if m.forwarded:
+                fields += m.forwarded
+        if m.expect_continue and not serving.continued and not m.done:
+            fields.append(_EXPECT)
+        return fields
 
-    def response_lines(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> bytes:
+    def response_fields(self, serving: "Serving", m: Message, ex: Exchange, reason: str | None) -> list[Field]:
         token: Any = serving.remembered
         if token is not None:
-            self.world.memory.head_gone(token)
-            if token.exhausted and m.status >= 500:
-                return b"x-pillion-retried: exhausted\r\n"
-        return b""
+            if not serving.m.grpc:  # the deadline of a call holds to its end
+                self.world.memory.head_gone(token)
+            if token.exhausted and (m.status >= 500 or m.grpc_status in GRPC_FAILURES):
+                return [_EXHAUSTED]
+        return []
 
     def over(self, serving: "Serving", status: int, reason: str) -> None:
         if serving.remembered is not None:
@@ -372,17 +390,11 @@ class Inbound(Entry):
         super().over(serving, status, reason)
 
 
+def _tell_deadline(fields: list[Field], left_s: float) -> None:
+    """What is left of a gRPC call, as its server understands it."""
+    if left_s != OFF:
+        fields.append((b"grpc-timeout", write_timeout(left_s)))
+
+
 def _has_idempotency_key(m: Message) -> bool:
     return any(name == b"idempotency-key" for name, _ in m.headers)
-
-
-def _common_lines(serving: "Serving", m: Message, upgrade: bytes | None, forwarded: bool = True) -> bytes:
-    lines = b""
-    if forwarded:
-        for name, value in m.forwarded:
-            lines += name + b": " + value + b"\r\n"
-    if m.expect_continue and not serving.continued and not m.done:
-        lines += b"expect: 100-continue\r\n"
-    if upgrade is not None:
-        lines += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
-    return lines

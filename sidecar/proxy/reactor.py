@@ -60,6 +60,7 @@ class Reactor:
         self.conns: dict[int, Polled] = {}
         self.soon: list[Callable[[], object]] = []
         self.doomed: list[Closable] = []
+        self.held_bytes = 0  # what waits to be written, on all connections; theirs to count
         self.errands = 0  # tasks under way that connections wait for: dialling, handshakes, asynchronous filters
         self.crashes = 0
         self.on_crash: Callable[[Exception], object] = _ignore

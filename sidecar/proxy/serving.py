@@ -10,21 +10,23 @@ request's body are held for a retry, and a reader that is slow stops its source.
 from typing import TYPE_CHECKING, Any
 
 from sidecar.policy.backoff import retry_after_s
-from sidecar.policy.cluster import Cluster, RoutePlan, Subset
+from sidecar.policy.cluster import Aimed, Cluster, RoutePlan, Subset
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import ANSWER, CUT, OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure, Outcome
 from sidecar.policy.replay import ReplayBuffer
-from sidecar.wire.http1 import Message
+from sidecar.wire.grpc import read_pushback_ms, read_status
+from sidecar.wire.http1 import Message, ProtocolError
 
 from . import answers
 from .filtering import FAILED, PENDING
 
 if TYPE_CHECKING:
     from .entries import Entry
-    from .upstream import Upstream
+    from .pool import Up
     from .world import World
 
+HOLD_S = 0.1  # how long a gRPC response's head may wait for the trailers
 UNSENT_BYTES_MAX = 64 * 1024  # how much of a body is read before a connection can take it
 
 
@@ -37,15 +39,19 @@ class Serving:
         "caller_rule",
         "connecting",
         "continued",
+        "cut_code",
         "down",
         "endpoint",
         "entry",
         "ex",
         "extra",
         "filter_scope",
+        "grpc_status",
+        "held",
         "host",
         "m",
         "over",
+        "pinned",
         "plan",
         "reason",
         "received_bytes",
@@ -72,17 +78,21 @@ class Serving:
         self.started = now
         self.plan: RoutePlan | None = None
         self.ex: Exchange | None = None
-        self.up: Upstream | None = None
+        self.up: Up | None = None
         self.endpoint: Endpoint | None = None  # the last one tried, for log and metrics
         self.subset: Subset | None = None
+        self.pinned: Endpoint | None = None  # the endpoint that a cookie names
         self.request_view: Any = None
         self.response: Message | None = None  # held while an asynchronous filter looks at it
-        self.extra = b""
+        self.extra: list[tuple[bytes, bytes]] = []
+        self.grpc_status: int | None = None  # how the call ended, if this is one
+        self.held: Message | None = None  # a gRPC response that may yet turn out to be a failure to retry
         self.filter_scope: Any = None  # of the task that runs an asynchronous filter
         self.unsent: list[bytes] = []  # body bytes that wait for a connection
         self.replay: ReplayBuffer | None = None  # body bytes that were sent and may be sent again
         self.unsent_bytes = self.received_bytes = self.sent_bytes = 0
         self.connecting = self.continued = self.over = self.waiting_filter = False
+        self.cut_code = 0  # of HTTP/2: what a gRPC caller is told if its answer is cut
         self.remembered: Any = None
         self.body_ends = 0.0  # 0: the body under way has not begun
         self.reason = ""
@@ -169,6 +179,9 @@ class Serving:
             location = answers.location(plan.redirect.to, m)
             self.answer_with(plan.redirect.status, ((b"location", location),), b"", "responded")
             return
+        if m.extended and self.upgrade_token() is None:
+            self.refuse(Outcome.NOT_IMPLEMENTED, "this route allows no such upgrade")
+            return
         subset = plan.subset
         if subset is None or plan.sticky is not None:
             subset = self._choose(plan)
@@ -182,25 +195,42 @@ class Serving:
             if data:
                 self.unsent.append(data)
                 self.unsent_bytes = len(data)
-        ex = self.entry.exchange(self, plan, subset, m, self.started)  # what filters took is within the total
+        aimed: Subset | Aimed = subset
+        if plan.key_of is not None or self.pinned is not None:
+            key = plan.key_of(m.headers, self.entry.caller_service, self.down.address) if plan.key_of else None
+            aimed = Aimed(subset, key, self.pinned)
+        ex = self.entry.exchange(self, plan, aimed, m, self.started)  # what filters took is within the total
         self.ex = ex
         if not m.done:
             ex.request_done = False
         self.drive(ex.begin(now))
 
     def _choose(self, plan: RoutePlan) -> Subset:
-        """By the cookie if it is ours and its version still serves; else by weight."""
+        """By the cookie if it is ours and what it names still serves; else by weight."""
         sticky = plan.sticky
         world = self.world
-        if sticky is not None:
+        if sticky is not None and sticky.by_endpoint:
+            named = plan.pinned.get(sticky.read(_cookies(self.m), world.epoch()) or "")
+            if named is not None:
+                self.pinned, subset = named
+                return subset
+        elif sticky is not None:
             stated = sticky.read(_cookies(self.m), world.epoch())
             for destination in plan.destinations.items:
                 if destination.version == stated and destination.subset.endpoints:
                     return destination.subset
         destination = plan.destinations.pick(world.rnd)
-        if sticky is not None and destination.version is not None:
-            self.set_cookie = b"set-cookie: %b\r\n" % sticky.issue(destination.version, world.epoch())
+        if sticky is not None and not sticky.by_endpoint and destination.version is not None:
+            self.set_cookie = sticky.issue(destination.version, world.epoch())
         return destination.subset
+
+    def _pin(self, plan: RoutePlan) -> None:
+        """From now on the client stays with the endpoint that has served it, unless that was a fallback's."""
+        sticky, endpoint = plan.sticky, self.endpoint
+        assert sticky is not None and endpoint is not None
+        token = sticky.token(endpoint.key)
+        if token in plan.pinned:
+            self.set_cookie = sticky.issue(token, self.world.epoch())
 
     def request_body(self, m: Message) -> None:
         """More of the request's body, or its end, has arrived."""
@@ -226,7 +256,7 @@ class Serving:
             self.down.pause()
         if m.done and not ex.request_done:
             ex.request_end(self.world.reactor.now)
-            if self.remembered is not None and not ex.begun:
+            if self.remembered is not None and not ex.begun and not m.grpc:
                 self.remembered.deadline = ex.ends
         self._arm()
 
@@ -275,12 +305,15 @@ class Serving:
         elif do is ANSWER:
             self.refuse(ex.outcome)
         elif do is CUT:
+            if ex.outcome is Outcome.TIMEOUT_TOTAL:
+                self._end_call()
+                return
             self._over(0, ex.outcome.reason)
             self.down.cut()
         else:
             assert do is not RELAY, "only a response head may be relayed"
 
-    def connected(self, up: "Upstream") -> None:
+    def connected(self, up: "Up") -> None:
         """The pool found or made a connection for this request."""
         assert self.connecting and not self.over
         self.connecting = False
@@ -301,10 +334,11 @@ class Serving:
         cluster.overflows += 1
         self.drive(ex.refused(Outcome.OVERFLOW, self.world.reactor.now))
 
-    def _attach(self, up: "Upstream") -> None:
+    def _attach(self, up: "Up") -> None:
         ex, m = self.ex, self.m
         assert ex is not None
         self.up = up
+        self.held = None
         up.serving = self
         if ex.cluster is not ex.plan.cluster:
             self.host = ex.cluster.name.encode()  # a fallback: to that service this one's name would be misdirected
@@ -320,7 +354,7 @@ class Serving:
         room = up.send_request(self, m, body)
         if not m.done or not ex.request_done:
             ex.connected(self.world.reactor.now)
-            if self.remembered is not None:
+            if self.remembered is not None and not m.grpc:
                 self.remembered.deadline = OFF  # it begins with the last byte
             self._arm()
             if room:
@@ -330,7 +364,9 @@ class Serving:
 
     def upstream_failed(self, failure: Failure, reused: bool) -> None:
         """The connection that served this request died or broke the protocol."""
-        ex = self.ex
+        ex, up = self.ex, self.up
+        if up is not None and self.m.grpc:
+            self.cut_code = up.error_code
         self.drop_upstream()
         if ex is not None and not self.over:
             self.drive(ex.failed(failure, self.world.reactor.now, reused))
@@ -366,7 +402,9 @@ class Serving:
         if ex is None or self.over:
             return
         now = self.world.reactor.now
-        if now >= ex.due:
+        if self.held is not None and self.up is not None and not ex.begun:
+            self._response_head(self.held, ex, self.up)  # no status has followed: on with the head
+        elif now >= ex.due:
             self.drop_upstream()
             self.drive(ex.deadline(now))
         else:
@@ -398,21 +436,27 @@ class Serving:
         if m.done:
             self._complete(m, ex, up)
             self.down.relay_end(m, data)
-            self._finish(ex)
+            self._finish(ex, m)
         elif data:
             if not self.down.relay_body(data):
                 up.pause()
             self._arm()
 
-    def _response_head(self, m: Message, ex: Exchange, up: "Upstream") -> None:
+    def _response_head(self, m: Message, ex: Exchange, up: "Up") -> None:
         now = self.world.reactor.now
         mesh = up.mesh
         reason = m.reason.decode() if m.reason and mesh else None
         if m.status == 101:
             self.world.upgrade(self, m, ex, up, now)
             return
-        asked_s = retry_after_s(m.headers, self.world.epoch()) if m.status in ex.plan.retry.statuses else None
-        do = ex.response_head(m.status, now, reason, mesh and m.exhausted, asked_s)
+        if self.m.extended and m.status < 300:  # over HTTP/2 it would say that the tunnel is open
+            self.world.note_bad_response(self, ProtocolError(502, "the server has not switched protocols"))
+            self.upstream_failed(Failure.BROKEN, False)
+            return
+        if self.m.grpc and self._holds(m, ex, now):
+            return
+        asked_s = self._asked_s(m) if m.status in ex.plan.retry.statuses or (self.m.grpc and m.grpc_status) else None
+        do = ex.response_head(m.status, now, reason, mesh and m.exhausted, asked_s, m.grpc_status, bool(m.body))
         if do is not RELAY:
             if m.done and self.m.done:
                 self.up = None
@@ -425,7 +469,9 @@ class Serving:
             self.forget_body()
         if reason:
             self.reason = reason
-        self.extra = self.entry.response_lines(self, m, ex, reason)
+        if ex.plan.pinned and self.endpoint is not self.pinned:
+            self._pin(ex.plan)
+        self.extra = self.entry.response_fields(self, m, ex, reason)
         if m.done:
             self._complete(m, ex, up)
         chain = ex.plan.filters
@@ -444,6 +490,20 @@ class Serving:
                     return
             chain.reframe_response(m)
         self._relay_head(m, ex)
+
+    def _holds(self, m: Message, ex: Exchange, now: float) -> bool:
+        """Whether to wait for what follows a gRPC response's head: many servers send a failure's trailers apart from
+        it. A message is never held."""
+        if self.held is not None or m.done or m.body or m.status != 200 or not ex.awaits_status:
+            return False
+        self.held = m
+        self.timer.set(min(now + HOLD_S, ex.due))
+        return True
+
+    def _asked_s(self, m: Message) -> float | None:
+        """How long the server asks not to be asked again."""
+        asked_ms = read_pushback_ms((*m.trailers, *m.headers)) if self.m.grpc else None
+        return asked_ms / 1000 if asked_ms is not None else retry_after_s(m.headers, self.world.epoch())
 
     def response_filtered(self, reply: Any) -> None:
         """The asynchronous response hooks are through."""
@@ -468,10 +528,14 @@ class Serving:
         data = self._response_data(m)
         if self.over:
             return
-        extra = self.extra + self.set_cookie if self.set_cookie else self.extra
+        extra = self.extra
+        if self.set_cookie:
+            extra = [*extra, (b"set-cookie", self.set_cookie)]
+        if self.m.grpc:
+            m.length = None  # it would pass for metadata of the call
         self.down.relay_head(self.m, m, data, extra)
         if m.done:
-            self._finish(ex)
+            self._finish(ex, m)
         else:
             endless = ex.plan.timeouts.body_s != OFF and _is_event_stream(m)
             self.body_ends = OFF if endless else 0.0
@@ -501,7 +565,7 @@ class Serving:
         self._over(0, Outcome.FILTER_ERROR.reason)
         self.down.cut()
 
-    def _complete(self, m: Message, ex: Exchange, up: "Upstream") -> None:
+    def _complete(self, m: Message, ex: Exchange, up: "Up") -> None:
         """The response is whole: the upstream connection goes back to its pool."""
         self.up = None
         if self.m.done:
@@ -509,9 +573,22 @@ class Serving:
         else:
             up.abandon()
 
-    def _finish(self, ex: Exchange) -> None:
-        ex.response_end(self.world.reactor.now)
+    def _finish(self, ex: Exchange, m: Message) -> None:
+        if self.m.grpc:
+            status = m.grpc_status
+            self.grpc_status = answers.grpc_status(m.status, None) if status is None else status
+        ex.response_end(self.world.reactor.now, self.grpc_status)
         self._over(ex.status, self.reason or "ok")
+        self.down.served(self)
+
+    def _end_call(self) -> None:
+        """The deadline of a gRPC call has come behind its response's head: the status can still be told. (Where a
+        message is cut short, clients go by the status, since it is not OK.)"""
+        if not self.down.relayed:
+            self.refuse(Outcome.TIMEOUT_TOTAL)
+            return
+        self._over(200, Outcome.TIMEOUT_TOTAL.reason)
+        self.down.relay_end(answers.grpc_trailers(Outcome.TIMEOUT_TOTAL), b"")
         self.down.served(self)
 
     # -- own answers and the end
@@ -522,14 +599,23 @@ class Serving:
         fallback = self.plan.fallback if self.plan is not None else None
         if fallback is not None and fallback.respond is not None and outcome in answers.NOTHING_SERVES:
             respond = fallback.respond
-            self._over(respond.status, outcome.reason)
-            self.down.answer(self.m, respond.status, (), respond.body.encode(), None)
+            status, body = respond.status, respond.body.encode()
+            fields: Any = ()
+            if self.m.grpc:
+                self.grpc_status = answers.grpc_status(status, None)
+                fields, body, status = answers.grpc_answer(status, (), body, None), b"", 200
+            self._over(status, outcome.reason)
+            self.down.answer(self.m, status, fields, body, None)
             self.down.served(self)
             return
         if ex is not None and ex.exhausted:
             self.entry.spent(self)
-        body, headers = answers.body_of(outcome, message, self.request_id())
         status = outcome.status
+        if self.m.grpc:
+            status, body = 200, b""
+            headers: Any = answers.grpc_fields(outcome.grpc, message or answers.MESSAGES.get(outcome, ""))
+        else:
+            body, headers = answers.body_of(outcome, message, self.request_id())
         self._over(status, outcome.reason)
         self.down.answer(self.m, status, headers, body, outcome.reason.encode())
         self.down.served(self)
@@ -539,6 +625,9 @@ class Serving:
         word = None if reason == "responded" else reason.encode()
         if reason == Outcome.RATE_LIMITED.reason and self.plan is not None:
             self.world.service_meters(self.entry.side, self.plan.service).rate_limited.inc()
+        if self.m.grpc:
+            headers, body, status = answers.grpc_answer(status, headers, body, reason), b"", 200
+            self.grpc_status = read_status(dict(headers)[b"grpc-status"])
         self._over(status, reason)
         self.down.answer(self.m, status, headers, body, word)
         self.down.served(self)
@@ -583,6 +672,8 @@ class Serving:
         assert not self.over
         self.over = True
         self.timer.off()
+        if self.m.grpc and self.grpc_status is None:
+            self.grpc_status = answers.grpc_status(status, reason)
         if self.filter_scope is not None:
             self.filter_scope.cancel()
         if self.request_view is not None and self.plan is not None:

@@ -116,9 +116,10 @@ async def _reach(world: "World", plan: TcpPlan, call: _Call) -> tuple[Endpoint, 
     tried: tuple[Endpoint, ...] = ()
     retry = plan.retry
     cluster = plan.cluster
+    key = plan.key_of((), world.plans.own, call.address) if plan.key_of is not None else None
     for attempt in range(retry.max_retries + 1):
         now = world.clock()
-        endpoint = plan.subset.pick(now, tried, world.rnd)
+        endpoint = plan.subset.pick(now, tried, world.rnd, key)
         if endpoint is None:
             raise DialError(f"{plan.name} has no endpoint that can serve ({plan.subset.why_none(now)})")
         call.upstream = endpoint.key

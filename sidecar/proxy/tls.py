@@ -17,7 +17,7 @@ from certs.files import IdentityFiles
 from certs.svid import SvidError, check_leaf, fingerprint
 
 GROUP = "prime256v1"  # both ends are ours; one group means no retry, and no costly one for a stranger to ask for
-HTTP1, TCP = "http/1.1", "pillion-tcp"
+HTTP1, HTTP2, TCP = "http/1.1", "h2", "pillion-tcp"
 _TRUNCATED = "UNEXPECTED_EOF_WHILE_READING"  # what Python before 3.11.4 says in place of SSLEOFError
 
 
@@ -166,7 +166,12 @@ class Contexts:
     identity: IdentityFiles
     server: ssl.SSLContext
     client_http: ssl.SSLContext
+    client_http2: ssl.SSLContext
     client_tcp: ssl.SSLContext
+
+    def client(self, alpn: str) -> ssl.SSLContext:
+        """The outbound side, offering this protocol."""
+        return {HTTP1: self.client_http, HTTP2: self.client_http2}.get(alpn, self.client_tcp)
 
     @property
     def spiffe_id(self) -> str:
@@ -186,7 +191,7 @@ class Identity:
         identity: IdentityFiles,
         *,
         sni: SniCheck | None = None,
-        alpn: Sequence[str] = (HTTP1, TCP),
+        alpn: Sequence[str] = (HTTP2, HTTP1, TCP),
         client_auth: ssl.VerifyMode = ssl.CERT_REQUIRED,
     ) -> None:
         """`alpn` and `client_auth` are the inbound side's."""
@@ -201,5 +206,6 @@ class Identity:
             identity,
             server_context(identity, self.alpn, sni=self.sni, client_auth=self.client_auth),
             client_context(identity, (HTTP1,)),
+            client_context(identity, (HTTP2,)),
             client_context(identity, (TCP,)),
         )

@@ -1,8 +1,8 @@
-"""Opaque bytes both ways between two channels: TCP, and connections that have been upgraded.
+"""Opaque bytes both ways between two channels: TCP, and connections or HTTP/2 streams that have been upgraded.
 
-Each direction has its own end. Plain sides half-close; a framed side (ALPN `pillion-tcp`) says the end in the stream; a
-bare TLS side (after `Upgrade` over mutual TLS) cannot, so there the end of one direction ends the tunnel once what has
-been received is flushed.
+Each direction has its own end. Plain sides and streams half-close; a framed side (ALPN `pillion-tcp`) says the end in
+the stream; a bare TLS side (after `Upgrade` over mutual TLS) cannot, so there the end of one direction ends the tunnel
+once what has been received is flushed.
 Must not know HTTP, policy or who the peers are. Invariants: a direction is ended only after its last byte has been
 written; a cut of one side resets the other and is never turned into a clean end; what is buffered is bounded by one
 read and the channel's high mark, each way; `on_done` is called exactly once, when nothing more will move, and never
@@ -16,7 +16,10 @@ from enum import Enum
 from sidecar.wire.tcp_frames import END, FRAME_BYTES_MAX, FrameDecoder, FrameError, header
 
 from .channel import HIGH_BYTES, RECORD_BYTES, Channel, Data
+from .stream_channel import StreamChannel
 from .timers import Timer, Timers
+
+AnyChannel = Channel | StreamChannel
 
 FLUSH_S = 20.0  # after both ends, for what is still buffered; the idle timeout where that is shorter
 
@@ -56,7 +59,7 @@ class _Side:
 
     __slots__ = ("bytes_in", "channel", "decoder", "ended_in", "framed", "name", "other", "tunnel")
 
-    def __init__(self, tunnel: "Tunnel", name: str, channel: Channel, framed: bool) -> None:
+    def __init__(self, tunnel: "Tunnel", name: str, channel: AnyChannel, framed: bool) -> None:
         self.tunnel = tunnel
         self.name = name
         self.channel = channel
@@ -149,8 +152,8 @@ class Tunnel:
 
     def __init__(
         self,
-        a: Channel,
-        b: Channel,
+        a: AnyChannel,
+        b: AnyChannel,
         *,
         timers: Timers,
         idle_s: float,

@@ -28,20 +28,20 @@ from sidecar.telemetry.catalogue import CLUSTER_COUNTS, ENDPOINT_RESULTS, Meters
 from sidecar.telemetry.metrics import Registry
 from sidecar.wire.http1 import Message, ProtocolError
 
-from .channel import Channel
 from .connect import Dialled, Dialler
 from .ondemand import MESH, OnDemand, service_named_by
+from .pool import Pool
 from .reactor import Reactor
 from .timers import Timers
-from .tls import HTTP1, Identity, originate_context
-from .tunnel import Tunnel
+from .tls import HTTP2, Identity, originate_context
+from .tunnel import AnyChannel, Tunnel
 from .upgrade import begin_tunnel
-from .upstream import Pool
 
 if TYPE_CHECKING:
     from .downstream import Downstream
+    from .http2_down import Http2Downstream
+    from .pool import Up
     from .serving import Serving
-    from .upstream import Upstream
 
 DISTRUST_S = 4.0
 HEADS_BYTES_MAX = 4 * 1024 * 1024
@@ -55,9 +55,9 @@ class Heads:
     def __init__(self, bytes_max: int = HEADS_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
         self.bytes_held = 0
-        self.held: OrderedDict[Downstream, int] = OrderedDict()
+        self.held: OrderedDict[Downstream | Http2Downstream, int] = OrderedDict()
 
-    def hold(self, down: "Downstream", size_bytes: int) -> None:
+    def hold(self, down: "Downstream | Http2Downstream", size_bytes: int) -> None:
         self.bytes_held += size_bytes - self.held.get(down, 0)
         self.held[down] = size_bytes
         while self.bytes_held > self.bytes_max:
@@ -65,7 +65,7 @@ class Heads:
             oldest.give_up_head()
             self.leave(oldest)
 
-    def leave(self, down: "Downstream") -> None:
+    def leave(self, down: "Downstream | Http2Downstream") -> None:
         size = self.held.pop(down, None)
         if size is not None:
             self.bytes_held -= size
@@ -87,6 +87,7 @@ class World:
         clock: Callable[[], float] = time.monotonic,
         epoch: Callable[[], float] = time.time,
         rnd: random.Random | None = None,
+        http2_engine: str = "auto",
     ) -> None:
         """`note(kind, text)` writes to the sidecar's own log, each kind at a bounded rate. `strict`: hosts and
         addresses outside the mesh are refused instead of passed through."""
@@ -103,17 +104,18 @@ class World:
         self.memory = Correlation()
         self.replay = ReplayPool()
         self.heads = Heads()
+        self.http2_engine = http2_engine  # auto, ngh2 or h2
         self.pool = Pool(self)
         self.registry = registry
         self.meters = Meters(registry)
         self.unrouted = {side: registry.requests(side=side, service="", route="") for side in ("in", "out")}
-        self.downstreams: set[Downstream] = set()
+        self.downstreams: set[Downstream | Http2Downstream] = set()
         self.draining = False
         self.passthrough: OrderedDict[tuple[str, int], RoutePlan] = OrderedDict()
         self.tunnels: dict[Tunnel, Callable[[], bool] | None] = {}  # and whether authorization still allows it
         self.bans: frozenset[str] = frozenset()  # SPIFFE IDs, and SHA-256 of leaves in hex
         self.dialler = Dialler(mark=mark, banned=self.is_banned)
-        self.originate: ssl.SSLContext | None = None
+        self.originate: dict[str, ssl.SSLContext] = {}  # by ALPN
         self.names: frozenset[bytes] | None = None  # of all services of the mesh; None: the plans hold all of them
         self.want: Callable[[str], Awaitable[None]] | None = None  # asks for a service that the plans do not hold
         self.ondemand = OnDemand(self)
@@ -123,10 +125,10 @@ class World:
     def service_of(self, peer: str) -> str | None:
         return service_of(peer, self.identity.current.trust_domain) if peer else None
 
-    def client_cert_line(self, peer: str, fingerprint: str) -> bytes:
-        """The header by which the application knows its caller; nobody else can set it."""
+    def client_cert(self, peer: str, fingerprint: str) -> bytes:
+        """X-Forwarded-Client-Cert, by which the application knows its caller; nobody else can set it."""
         by = self.identity.current.spiffe_id
-        return f"x-forwarded-client-cert: By={by};Hash={fingerprint};URI={peer}\r\n".encode()
+        return f"By={by};Hash={fingerprint};URI={peer}".encode()
 
     def is_banned(self, peer: str, fingerprint: str) -> bool:
         return peer in self.bans or fingerprint in self.bans
@@ -151,20 +153,24 @@ class World:
     async def dial(self, endpoint: Endpoint, alpn: str, timeout_s: float) -> Dialled:
         """A connected socket whose peer is who it must be. Raises DialError."""
         if endpoint.mesh:
-            current = self.identity.current
             return await self.dialler.dial(
                 endpoint.address,
-                tls_context=current.client_http if alpn == HTTP1 else current.client_tcp,
+                tls_context=self.identity.current.client(alpn),
                 server_hostname=endpoint.sni,
                 expect_identity=endpoint.identity,
                 alpn=alpn,
                 timeout_s=timeout_s,
             )
         if endpoint.tls is Tls.ORIGINATE:
-            if self.originate is None:
-                self.originate = originate_context()
+            context = self.originate.get(alpn)
+            if context is None:
+                context = self.originate[alpn] = originate_context((alpn,))
             return await self.dialler.dial(
-                endpoint.address, tls_context=self.originate, server_hostname=endpoint.host, timeout_s=timeout_s
+                endpoint.address,
+                tls_context=context,
+                server_hostname=endpoint.host,
+                alpn=alpn if alpn == HTTP2 else None,  # many servers of HTTP/1.1 choose none
+                timeout_s=timeout_s,
             )
         return await self.dialler.dial(endpoint.address, timeout_s=timeout_s)
 
@@ -199,7 +205,7 @@ class World:
             self.reactor.call(self._end_banned, fresh)
 
     def _end_banned(self, fresh: frozenset[str]) -> None:
-        def banned(ch: Channel) -> bool:
+        def banned(ch: AnyChannel) -> bool:
             return ch.peer in fresh or ch.fingerprint in fresh
 
         for tunnel in [tunnel for tunnel in self.tunnels if banned(tunnel.a.channel) or banned(tunnel.b.channel)]:
@@ -207,14 +213,14 @@ class World:
         busy = self.pool.end_banned(banned)
         downs = [down for down in self.downstreams if banned(down.ch)]
         for down in downs:
-            if down.serving is None:
+            if not down.servings():
                 down.end()
             else:
                 down.drain()
         self.nursery.start_soon(self._end_later, downs, busy, [], "its peer is banned")
 
     async def _end_later(
-        self, downs: "list[Downstream]", ups: "list[Upstream]", tunnels: list[Tunnel], reason: str
+        self, downs: "list[Downstream | Http2Downstream]", ups: "list[Up]", tunnels: list[Tunnel], reason: str
     ) -> None:
         await trio.sleep(DISTRUST_S)
         for up in ups:
@@ -313,10 +319,9 @@ class World:
 
     # -- upgrades
 
-    def upgrade(self, serving: "Serving", m: Message, ex: Exchange, up: "Upstream", now: float) -> None:
+    def upgrade(self, serving: "Serving", m: Message, ex: Exchange, up: "Up", now: float) -> None:
         """The upstream said 101: from here on the two connections are one tunnel."""
-        ex.response_head(101, now)
-        begin_tunnel(self, serving, m, ex, up)
+        begin_tunnel(self, serving, m, ex, up, now)
 
     # -- metrics
 
@@ -353,6 +358,7 @@ class World:
         for attribute, name, text in CLUSTER_COUNTS:
             registry.reading_counter(name, text, per_cluster(attribute))
         registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))
+        registry.gauge("pillion_panic", "Whether health is not asked: too few are healthy.", per_cluster("panic"))
         registry.gauge("pillion_upstream_connections", "Open upstream connections.", per_cluster("connections"))
         self.reactor.on_lag = self.meters.reactor_lag.observe
 
@@ -379,9 +385,15 @@ class World:
         kind = plan.service if plan is not None and plan.service == "passthrough" else where
         self.note(f"response {kind}", f"bad_response: from {where}: {exc.detail}")
 
-    def note_malformed(self, down: "Downstream", outcome: Outcome, detail: str) -> None:
+    def note_malformed(
+        self, down: "Downstream | Http2Downstream", outcome: Outcome, detail: str, limit: str = ""
+    ) -> None:
+        """`limit`: which one was hit, where it was one; each has its own turn in the log."""
         self.unrouted[down.entry.side].record(b"", outcome.status, outcome.reason, 0.0)
-        self.note("malformed", f"{outcome.reason}: from {down.peer or down.address}: {detail}")
+        self.note(
+            f"malformed {limit}" if limit else "malformed",
+            f"{outcome.reason}: from {down.peer or down.address}: {detail}",
+        )
 
     def note_denied(self, service: str, verdict: Verdict) -> None:
         self.service_meters("in", service).denied.inc(verdict.name)

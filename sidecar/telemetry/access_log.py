@@ -3,10 +3,10 @@
 Fields, in this order; texts that are empty are left out, numbers never:
 time (of the end; RFC 3339, UTC), protocol (http or tcp; a tunnel is tcp), side (in or out), service, route, version,
 rule (of authorization, the one that decided), caller (identity), peer (address), method, path (without its query),
-status (0: no response could be given), reason (ok, or what x-pillion-reason says), attempts, duration_ms,
-request_bytes, response_bytes (of tcp: from and to the caller), trace_id, request_id, upstream (the endpoint's
-address), user_agent, truncated (a list of the fields that were cut). TCP has no route, version, method, path, status,
-attempts, ids or user agent. Bytes that are not UTF-8 appear as \\xNN.
+status (0: no response could be given), grpc_status (of gRPC calls, by name), reason (ok, or what x-pillion-reason
+says), attempts, duration_ms, request_bytes, response_bytes (of tcp: from and to the caller), trace_id, request_id,
+upstream (the endpoint's address), user_agent, truncated (a list of the fields that were cut). TCP has no route,
+version, method, path, status, attempts, ids or user agent. Bytes that are not UTF-8 appear as \\xNN.
 
 On the hot path a record is a tuple and an append; a thread of its own renders and writes (see `writer`). Must not
 know connections or policies.
@@ -50,6 +50,7 @@ HttpRecord = tuple[
     bytes,  # request id
     str,  # upstream: the endpoint's address
     bytes,  # user agent
+    str,  # the name of a gRPC call's status
 ]
 """Texts that are absent are empty, and left out of the line."""
 
@@ -71,7 +72,7 @@ _METHOD, _PATH, _REQUEST_ID, _USER_AGENT = 7, 8, 16, 18
 _HTTP_HEAD = ("protocol", "side", "service", "route", "version", "rule", "caller", "peer", "method")
 _HTTP_TAIL = ("upstream", "user_agent")
 _TCP_HEAD = ("protocol", "side", "service", "rule", "caller", "peer", "reason")
-_REASON = ("reason",)
+_REASON = ("grpc_status", "reason")
 
 HttpEntry = tuple[float, HttpRecord, tuple[str, ...]]  # when, what, and the names of texts that were cut
 TcpEntry = tuple[float, TcpRecord]
@@ -98,16 +99,17 @@ class Renderer:
 
     def _http(self, time_s: float, record: HttpRecord) -> str:
         path, status, reason, attempts, duration_s, request_bytes, response_bytes, trace_id, request_id = record[8:17]
+        upstream, user_agent, grpc_status = record[17:]
         if not self._with_query:
             path = path.partition(b"?")[0]
         return (
             f'{{"time":"{self._time(time_s)}",{self._fields(_HTTP_HEAD, ("http", *record[:8]))[1:]}'
             f"{_field('path', path)}"
-            f',"status":{status:d}{self._fields(_REASON, (reason,))},"attempts":{attempts:d}'
+            f',"status":{status:d}{self._fields(_REASON, (grpc_status, reason))},"attempts":{attempts:d}'
             f',"duration_ms":{duration_s * 1e3:.3f}'
             f',"request_bytes":{request_bytes:d},"response_bytes":{response_bytes:d}'
             f"{_field('trace_id', trace_id)}{_field('request_id', request_id)}"
-            f"{self._fields(_HTTP_TAIL, record[17:])}"
+            f"{self._fields(_HTTP_TAIL, (upstream, user_agent))}"
         )
 
     def _tcp(self, time_s: float, record: TcpRecord) -> str:

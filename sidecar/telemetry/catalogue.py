@@ -24,6 +24,7 @@ class SideMeters:
         "connections_up_total",
         "handshakes_failed",
         "handshakes_ok",
+        "http2_limits",
         "passthrough",
         "tcp_tunnels",
         "tcp_tunnels_total",
@@ -46,6 +47,12 @@ class SideMeters:
         self.handshakes_failed: CounterSet = registry.counters(
             "pillion_tls_handshakes_failed_total", "TLS handshakes that failed, by reason.", "reason", side=side
         )
+        self.http2_limits: CounterSet = registry.counters(
+            "pillion_http2_limits_total",
+            'HTTP/2 connections ended because their caller hit a limit, by limit; "protocol": broke the protocol.',
+            "limit",
+            side=side,
+        )
         self.tcp_tunnels = level("pillion_tcp_tunnels", "Open TCP tunnels, upgraded connections included.")
         self.tcp_tunnels_total = counter("pillion_tcp_tunnels_opened_total", "TCP tunnels opened.")
         self.passthrough = counter(
@@ -62,6 +69,9 @@ CLUSTER_COUNTS = (
     ("cancelled", "pillion_cancelled_total", "Requests whose caller went away."),
     ("overflows", "pillion_overflows_total", "Requests refused because a limit was full."),
     ("budget_exhausted", "pillion_retry_budget_exhausted_total", "Retries not made because the budget was spent."),
+    ("panic_picks", "pillion_panic_picks_total", "Attempts sent to unhealthy endpoints, because too few are healthy."),
+    ("spilled_picks", "pillion_spilled_picks_total", "Attempts sent to endpoints of a worse priority."),
+    ("zone_picks", "pillion_zone_picks_total", "Attempts kept in the caller's own zone."),
 )
 """What a cluster counts by itself: attribute, name, help."""
 
@@ -70,6 +80,7 @@ class ServiceMeters:
     """What one side counts of one service; belongs to the policy."""
 
     __slots__ = (
+        "balancer_errors",
         "denied",
         "filter_errors",
         "filter_overruns",
@@ -84,6 +95,9 @@ class ServiceMeters:
         def counters(name: str, help_text: str, label: str) -> CounterSet:
             return registry.counters(name, help_text, label, expires=True, side=side, service=service)
 
+        self.balancer_errors = counter(
+            "pillion_balancer_errors_total", "Mistakes of a balancer that is not built in; one was picked by weight."
+        )
         self.rate_limited = counter("pillion_rate_limited_total", "Requests refused by a rate limit.")
         self.denied = counters(
             "pillion_authz_denied_total", "Requests and connections refused, by the rule that refused.", "rule"

@@ -21,6 +21,9 @@ DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0,
 METHODS = frozenset({b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT", b"QUERY", b"TRACE"})
 OTHER = "_OTHER"
 
+# The gRPC statuses that OpenTelemetry counts as errors of a server.
+SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+
 Labels = Mapping[str, str]
 Reading = float | Iterable[tuple[Labels, float]]
 
@@ -220,7 +223,8 @@ class Histogram(Slot):
 
 
 class RequestStats(Slot):
-    """Durations of the requests of one side, service, route and version, by method, status and reason.
+    """Durations of the requests of one side, service, route and version, by method, status, reason and, of gRPC calls,
+    gRPC status.
 
     `active` counts what is in flight: the driver adds and subtracts. `record` makes no object but the look-up's key
     once a combination has been seen.
@@ -231,39 +235,39 @@ class RequestStats(Slot):
     def __init__(self, labels: tuple[tuple[str, str], ...], side: str) -> None:
         super().__init__(labels, True)
         self._side = side
-        self._cells: dict[tuple[bytes, int, str], list[float]] = {}
+        self._cells: dict[tuple[bytes, int, str, str], list[float]] = {}
         self.active = 0
 
-    def record(self, method: bytes, status: int, reason: str, duration_s: float) -> None:
+    def record(self, method: bytes, status: int, reason: str, duration_s: float, grpc_status: str = "") -> None:
         try:
-            cell = self._cells[method, status, reason]
+            cell = self._cells[method, status, reason, grpc_status]
         except KeyError:
-            cell = self._new_cell(method, status, reason)
+            cell = self._new_cell(method, status, reason, grpc_status)
         cell[bisect_left(DURATION_BOUNDS_S, duration_s)] += 1
         cell[-1] += duration_s
 
-    def _new_cell(self, method: bytes, status: int, reason: str) -> list[float]:
+    def _new_cell(self, method: bytes, status: int, reason: str, grpc_status: str) -> list[float]:
         if method not in METHODS:
             method = b"_OTHER"
         if not 100 <= status <= 999:
             status = 0
-        key = (method, status, reason)
+        key = (method, status, reason, grpc_status)
         cells = self._cells
         if key not in cells and len(cells) >= CELLS_MAX:
-            key = (b"", -1, "")  # the overflow series
+            key = (b"", -1, "", "")  # the overflow series
         return cells.setdefault(key, [0] * (len(DURATION_BOUNDS_S) + 2))
 
     def activity(self) -> float:
         return self.active + sum(sum(cell[:-1]) for cell in self._cells.values())
 
     def series(self, name: str) -> Iterator[str]:
-        for (method, status, reason), cell in tuple(self._cells.items()):
-            yield _histogram(name, self._cell_text(method, status, reason), _DURATION_BOUND_TEXTS, cell)
+        for key, cell in tuple(self._cells.items()):
+            yield _histogram(name, self._cell_text(*key), _DURATION_BOUND_TEXTS, cell)
 
     def active_line(self, name: str) -> str:
         return _sample(name, label_text(self._labels), self.active)
 
-    def _cell_text(self, method: bytes, status: int, reason: str) -> str:
+    def _cell_text(self, method: bytes, status: int, reason: str, grpc_status: str) -> str:
         if status < 0:
             return label_text((*self._labels, ("otel_metric_overflow", "true")))
         return label_text(
@@ -271,14 +275,20 @@ class RequestStats(Slot):
                 *self._labels,
                 ("http_request_method", method.decode("ascii")),
                 ("http_response_status_code", str(status) if status else ""),
+                ("grpc_status", grpc_status),
                 ("reason", reason),
-                ("error_type", _error_type(self._side, status, reason)),
+                ("error_type", _error_type(self._side, status, reason, grpc_status)),
             )
         )
 
 
-def _error_type(side: str, status: int, reason: str) -> str:
-    """OpenTelemetry's error.type: a client counts 4xx and 5xx as errors, a server 5xx only; no answer is an error."""
+def _error_type(side: str, status: int, reason: str, grpc_status: str) -> str:
+    """OpenTelemetry's error.type: a client counts 4xx and 5xx as errors, a server 5xx only; no answer is an error. Of a
+    gRPC call the status decides: a client counts all but OK, a server those that are its own doing."""
+    if grpc_status:
+        if grpc_status == "OK" or (side != "out" and grpc_status not in SERVER_ERRORS):
+            return ""
+        return grpc_status if reason in ("ok", "responded") else reason
     if status != 0 and status < (400 if side == "out" else 500):
         return ""
     return str(status) if reason in ("ok", "responded") and status else reason

@@ -1,13 +1,16 @@
 """From Messages back to bytes: heads, chunks, the last chunk.
 
 Everything that was not end-to-end is made anew here: the request line in origin-form, Host, framing, Connection. What
-a sidecar adds (identity, trace, attempt) comes as ready-made lines in `extra`. Must not know policy. Invariants: one
+a sidecar adds (identity, trace, attempt) comes as fields in `extra`. Must not know policy. Invariants: one
 framing field at most; names and values are clean because the codec, or `is_field` for edits, let them in.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from .http1_message import Message
+
+Fields = Sequence[tuple[bytes, bytes]]
 
 _join = b": ".join
 
@@ -24,9 +27,9 @@ STATUS_LINES = tuple(_status_line(status) for status in range(600))
 """By status; the peer's own reason phrase is not passed on (RFC 9112, section 4: it carries no meaning)."""
 
 
-def encode_request(m: Message, host: bytes, extra: bytes = b"") -> bytes:
-    """The head to send upstream, always HTTP/1.1. `extra` is whole lines, Upgrade among them where it is allowed."""
-    lines = b"\r\n".join(map(_join, m.headers))
+def encode_request(m: Message, host: bytes, extra: Fields = (), upgrade: bytes | None = None) -> bytes:
+    """The head to send upstream, always HTTP/1.1. `upgrade`: what it asks to upgrade to, where it may."""
+    lines = b"\r\n".join(map(_join, [*m.headers, *extra]))
     if lines:
         lines += b"\r\n"
     if m.chunked:
@@ -35,11 +38,13 @@ def encode_request(m: Message, host: bytes, extra: bytes = b"") -> bytes:
         framing = b"content-length: %d\r\n" % m.length
     else:
         framing = b""
-    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n" % (m.method, m.path or host, host, lines, framing, extra)
+    if upgrade is not None:
+        framing += b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n" % (m.method, m.path or host, host, lines, framing)
 
 
 def encode_response(
-    m: Message, *, chunked: bool, close: bool, extra: bytes = b"", http10_keep_alive: bool = False
+    m: Message, *, chunked: bool, close: bool, extra: Fields = (), http10_keep_alive: bool = False
 ) -> bytes:
     """The head to send downstream. With `chunked` the body is sent in chunks, whatever the upstream's framing was.
 
@@ -49,8 +54,8 @@ def encode_response(
     """
     status = m.status
     out = [STATUS_LINES[status]]
-    if m.headers:
-        out.append(b"\r\n".join(map(_join, m.headers)))
+    if m.headers or extra:
+        out.append(b"\r\n".join(map(_join, [*m.headers, *extra] if extra else m.headers)))
         out.append(b"\r\n")
     if status < 200:
         if status == 101 and m.upgrade is not None:
@@ -60,8 +65,6 @@ def encode_response(
             out.append(b"transfer-encoding: chunked\r\n")
         elif m.length is not None:
             out.append(b"content-length: %d\r\n" % m.length)
-    if extra:
-        out.append(extra)
     if close:
         out.append(b"connection: close\r\n\r\n")
     elif http10_keep_alive:

@@ -40,7 +40,7 @@ from .http1_names import (
 )
 from .target import HOST_KEYS, split_target
 
-_is_traceparent = re.compile(
+is_traceparent = re.compile(
     rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 ).fullmatch  # W3C Trace Context, section 3.2.2
 _is_reason = re.compile(rb"[a-z_]{1,40}").fullmatch
@@ -144,7 +144,7 @@ def _read_fields(m: Message, lines: list[bytes], fields_max: int) -> dict[int, b
     elif CONTENT_LENGTH in found:
         m.length = LENGTHS[found[CONTENT_LENGTH]]
     if between:
-        _specials(m, found)
+        read_specials(m, found)
     return found
 
 
@@ -186,11 +186,11 @@ def _strip(m: Message, found: dict[int, bytes], nominated: frozenset[bytes]) -> 
             found.pop(kind, None)
 
 
-def _specials(m: Message, found: dict[int, bytes]) -> None:
+def read_specials(m: Message, found: dict[int, bytes]) -> None:
     """Fields between sidecars. Nonsense counts as absent."""
     value = found.get(TRACEPARENT)
     if value is not None:
-        if _is_traceparent(value):
+        if is_traceparent(value):
             m.traceparent = value
         else:  # the state belongs to the parent that is gone
             m.headers[:] = [field for field in m.headers if field[0] != b"tracestate"]

@@ -19,8 +19,11 @@ class Message:
         "done",
         "exhausted",
         "expect_continue",
+        "extended",
         "form",
         "forwarded",
+        "grpc",
+        "grpc_status",
         "head",
         "headers",
         "host",
@@ -33,6 +36,7 @@ class Message:
         "reason",
         "status",
         "target",
+        "te_trailers",
         "traceparent",
         "trailers",
         "until_close",
@@ -48,6 +52,10 @@ class Message:
         self.length: int | None = None
         self.chunked = self.http10 = self.expect_continue = self.exhausted = self.until_close = False
         self.keep_alive = True
+        self.grpc = False  # content-type application/grpc, over HTTP/2; grpc-timeout is in `deadline_ms`
+        self.grpc_status: int | None = None  # what a response's head or trailers say
+        self.te_trailers = False  # the caller says `te: trailers` (HTTP/2 alone passes it on)
+        self.extended = False  # an extended CONNECT (RFC 8441), read as the GET with `upgrade` that it stands for
         self.upgrade: bytes | None = None  # lower-case tokens, if an upgrade is really asked for; never h2c
         self.traceparent: bytes | None = None
         self.attempt = self.status = 0

@@ -86,7 +86,7 @@ def kind_of(name: bytes) -> int:
 
 
 # Fields whose whole lines are kept: they repeat, and hold no secret.
-_COMMON = frozenset(
+COMMON = frozenset(
     b"accept accept-charset accept-encoding accept-language accept-ranges access-control-allow-origin age allow "
     b"cache-control connection content-encoding content-language content-length content-type date dnt expect host "
     b"keep-alive pragma priority server te transfer-encoding upgrade-insecure-requests user-agent vary via "
@@ -103,7 +103,7 @@ class _Names(dict[bytes, tuple[bytes, int, bool]]):
         if not is_token(raw):
             raise ProtocolError(400, "invalid character in a header name")
         name = raw.lower()
-        entry = (name, kind_of(name), name in _COMMON)
+        entry = (name, kind_of(name), name in COMMON)
         if len(raw) <= _KEY_BYTES_MAX:
             if len(self) >= _ENTRIES_MAX:
                 self.clear()

@@ -17,20 +17,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import contenders, table
-from .rows import FULL, QUICK, SECTIONS, Context, Pace
-from .stage import TOOLS, BenchError, Stage, find_tools
+from . import backends, contenders, table
+from .context import FULL, QUICK, Context, Pace
+from .rows import SECTIONS
+from .stage import BenchError, Stage, find_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench-results"
 PAGE = ROOT / "docs" / "performance.md"
 QUIET_LOAD = 0.3
+NAMES = {"envoy": "Envoy", "haproxy": "HAProxy", "caddy": "Caddy", "mitmdump": "mitmproxy"}
 VERSIONS = {
     "pillion": ["--version"],
     "envoy": ["--version"],
     "haproxy": ["-v"],
     "nginx": ["-v"],
     "wrk": ["--version"],
+    "h2load": ["--version"],
+    "caddy": ["version"],
+    "mitmdump": ["--version"],
 }
 
 
@@ -63,21 +68,24 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="about 2 minutes, for a first look")
+    parser.add_argument("--quick", action="store_true", help="under 10 minutes, for a first look")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of everything [5; quick: 2]")
     parser.add_argument(
-        "--only",
-        action="append",
+        "--rows",
+        nargs="+",
+        action="extend",
         default=[],
-        metavar="ROW",
-        help=f"a section or one of its rows, such as mesh-cpu.32; may be repeated. Sections: {', '.join(SECTIONS)}",
+        metavar="NAME",
+        help=f"only these sections or rows of them, such as mesh-cpu.32. Sections: {', '.join(SECTIONS)}",
     )
     parser.add_argument("--write-docs", action="store_true", help="replace the tables in docs/performance.md")
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="show an earlier run, measure nothing")
     options = parser.parse_args(arguments)
-    for key in options.only:
+    for key in options.rows:
         if key.partition(".")[0] not in SECTIONS:
-            parser.error(f"--only {key}: there is no such section; there are {', '.join(SECTIONS)}")
+            parser.error(f"--rows {key}: there is no such section; there are {', '.join(SECTIONS)}")
+    if options.rows and options.write_docs:
+        parser.error("--write-docs with --rows would drop the tables of all other rows; leave one of them out")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options
@@ -88,14 +96,14 @@ def measure(options: argparse.Namespace) -> tuple[list[table.Group], dict[str, A
     if options.rounds:
         pace = pace.with_rounds(options.rounds)
     tools = find_tools()
-    facts = find_facts(tools, pace, quick=options.quick)
+    facts = {"command": command_line(options), **find_facts(tools, pace, quick=options.quick)}
     if facts["load_average"] > QUIET_LOAD:
         print(f"bench: {busy_words(facts)}", file=sys.stderr)
     begun = time.monotonic()
     groups: list[table.Group] = []
     with Stage(tools) as stage:
         identities = contenders.Identities.make(stage.directory / "identities")
-        context = Context(stage, contenders.backend(stage), identities, pace, tuple(options.only))
+        context = Context(stage, backends.backend(stage), identities, pace, tuple(options.rows))
         for name, section in SECTIONS.items():
             if context.wants(name):
                 print(f"{name} …", file=sys.stderr, flush=True)
@@ -103,9 +111,10 @@ def measure(options: argparse.Namespace) -> tuple[list[table.Group], dict[str, A
                     group.rows = [row for row in group.rows if context.wants(row.key)]
                     groups += [group] if group.rows else []
         facts["trouble"] = context.trouble
+        facts["skipped"] = context.skipped
     facts["seconds"] = round(time.monotonic() - begun)
     if not any(row.series for group in groups for row in group.rows):
-        raise BenchError(f"--only {' '.join(options.only)} names no row")
+        raise BenchError(f"--rows {' '.join(options.rows)}: no such row, or nothing of it could be measured")
     return groups, facts
 
 
@@ -125,7 +134,7 @@ def find_facts(tools: dict[str, str], pace: Pace, *, quick: bool) -> dict[str, A
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
-        "versions": {tool.name: version_of(tools[tool.name], VERSIONS[tool.name]) for tool in TOOLS},
+        "versions": {name: version_of(tools[name], flags) for name, flags in VERSIONS.items() if name in tools},
     }
 
 
@@ -133,21 +142,33 @@ def version_of(program: str, flags: list[str]) -> str:
     """The first thing in what a program prints that looks like a version."""
     done = subprocess.run([program, *flags], capture_output=True, text=True, check=False, timeout=20)
     words = (done.stdout + done.stderr).replace("/", " ").replace(",", " ").split()
-    return next((word for word in words if word[0].isdigit() and word.count(".") >= 2), words[-1] if words else "?")
+    found = (word for word in words if word.lstrip("v")[:1].isdigit() and word.count(".") >= 2)
+    return next(found, words[-1] if words else "?").lstrip("v")
 
 
 def about_lines(facts: dict[str, Any]) -> list[str]:
-    versions = facts["versions"]
+    versions = ", ".join(f"{NAMES.get(name, name)} {found}" for name, found in facts["versions"].items())
     lines = [
+        f"made by `{facts.get('command', 'make bench')}`",
         f"{facts['date']}, {facts['cores']} cores of {facts['cpu']}, Linux {facts['kernel']}, "
-        f"Python {facts['python']}, pillion {versions['pillion']}, Envoy {versions['envoy']}, "
-        f"HAProxy {versions['haproxy']}, nginx {versions['nginx']}",
+        f"Python {facts['python']}, {versions}",
         f"{'quick run, ' if facts['quick'] else ''}rounds: {facts['rounds']}, windows: {facts['window_s']:g} s, "
         f"in all: {facts['seconds']} s; cells: median (smallest{table.TO}greatest); ratios are taken within each round",
     ]
     if facts["load_average"] > QUIET_LOAD:
         lines.append(busy_words(facts))
+    lines += [f"not measured: {what} (install: {how})" for what, how in facts.get("skipped", {}).items()]
     return lines
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The command that makes these figures."""
+    words = [
+        *(["--quick"] if options.quick else []),
+        *(["--rounds", str(options.rounds)] if options.rounds else []),
+        *(["--rows", *options.rows] if options.rows else []),
+    ]
+    return f'make bench ARGS="{" ".join(words)}"' if words else "make bench"
 
 
 def busy_words(facts: dict[str, Any]) -> str:

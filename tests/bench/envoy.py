@@ -14,15 +14,20 @@ from .policy import Service
 from .stage import HOST
 
 TYPE = "type.googleapis.com/envoy."
+EXT_PROC = "ext_proc"
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """How two Envoys speak to each other, and whether deadlines span bodies (they do in Envoy, not in pillion)."""
+    """How two Envoys speak to each other, and whether deadlines span bodies (they do in Envoy, not in pillion).
+
+    `ext_proc_port`: where a program on loopback is asked about the head of each request.
+    """
 
     http2: bool = False
     deadlines: bool = True
+    ext_proc_port: int = 0
 
 
 def outbound(
@@ -37,17 +42,22 @@ def outbound(
                     listen,
                     _manager(
                         [_virtual_host(service, features) for service in services],
-                        [],
+                        [_ext_proc()] if features.ext_proc_port else [],
                     ),
                 )
             ],
-            "clusters": [_cluster(service, features) for service in services],
+            "clusters": [
+                *(_cluster(service, features) for service in services),
+                *([_ext_proc_cluster(features.ext_proc_port)] if features.ext_proc_port else []),
+            ],
             "secrets": _secrets(identity),
         }
     }
 
 
-def inbound(listen: int, app_port: int, identity: Path, service: str, callers: Sequence[str], http2: bool) -> Json:
+def inbound(
+    listen: int, app_port: int, identity: Path, service: str, callers: Sequence[str], http2: bool, grpc: bool = False
+) -> Json:
     """The callee's side: mutual TLS, authorization by caller and method, the application on loopback."""
     rbac = {
         "name": "envoy.filters.http.rbac",
@@ -70,7 +80,7 @@ def inbound(listen: int, app_port: int, identity: Path, service: str, callers: S
             },
         },
     }
-    app = Service(service, ((HOST, app_port),), mesh=False)
+    app = Service(service, ((HOST, app_port),), mesh=False, grpc=grpc)
     features = Features(deadlines=False)
     manager = _manager([_virtual_host(app, features, retries=False)], [rbac])
     manager["forward_client_cert_details"] = "SANITIZE_SET"
@@ -97,6 +107,25 @@ def inbound(listen: int, app_port: int, identity: Path, service: str, callers: S
     }
 
 
+def _ext_proc() -> Json:
+    """Asks for the request's head only: the least that a filter on every request can do."""
+    return {
+        "name": "envoy.filters.http.ext_proc",
+        "typed_config": {
+            "@type": TYPE + "extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": {"envoy_grpc": {"cluster_name": EXT_PROC}, "timeout": "5s"},
+            "message_timeout": "5s",
+            "processing_mode": {"request_header_mode": "SEND", "response_header_mode": "SKIP"},
+        },
+    }
+
+
+def _ext_proc_cluster(port: int) -> Json:
+    cluster = _cluster(Service(EXT_PROC, ((HOST, port),), mesh=False, grpc=True), Features())
+    del cluster["outlier_detection"]  # it is a part of the proxy
+    return cluster
+
+
 def _listener(port: int, manager: Json, tls: Json | None = None) -> Json:
     chain: Json = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     if tls is not None:
@@ -109,6 +138,7 @@ def _manager(virtual_hosts: list[Json], filters: list[Json]) -> Json:
         "@type": TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
         "codec_type": "AUTO",
+        "http_protocol_options": {"enable_trailers": True},  # so that gRPC can cross HTTP/1.1 between the two
         "use_remote_address": True,
         "normalize_path": True,
         "request_headers_timeout": "10s",
@@ -126,7 +156,8 @@ def _manager(virtual_hosts: list[Json], filters: list[Json]) -> Json:
 
 def _virtual_host(service: Service, features: Features, retries: bool = True) -> Json:
     retry = {
-        "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+        "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes"
+        + (",unavailable" if service.grpc else ""),
         "retriable_status_codes": [503],
         "num_retries": policy.RETRIES,
         "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
@@ -150,12 +181,24 @@ def _virtual_host(service: Service, features: Features, retries: bool = True) ->
     return {
         "name": service.name,
         "domains": [service.name, f"{service.name}.mesh"],
-        "routes": [beta, {"name": "main", "match": {"prefix": "/"}, "route": acting(policy.TRY_S)}],
+        "routes": [
+            beta,
+            *(
+                {"name": f"path-{number}", "match": _path_match(path), "route": acting(policy.TRY_S)}
+                for number, path in enumerate(service.paths)
+            ),
+            {"name": "main", "match": {"prefix": "/"}, "route": acting(policy.TRY_S)},
+        ],
     }
 
 
+def _path_match(path: str) -> Json:
+    return {"path_separated_prefix": path.removesuffix("/**")} if path.endswith("/**") else {"path": path}
+
+
 def _cluster(service: Service, features: Features) -> Json:
-    http: Json = {"http2_protocol_options": {}} if service.mesh and features.http2 else {"http_protocol_options": {}}
+    http2 = features.http2 if service.mesh else service.grpc
+    http: Json = {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {"enable_trailers": True}}
     cluster: Json = {
         "name": service.name,
         "type": "STATIC",

@@ -14,13 +14,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .contenders import Backend, Target
+from .backends import Backend, Target
 from .exchange import Client
+from .grpc_call import METHOD, REQUEST
 from .stage import HOST, BenchError, Process, Stage, free_port, until
-from .stats import Unreadable, lost_or_repeated, parse_wrk
+from .stats import LoadReport, Unreadable, lost_or_repeated, parse_h2load, parse_wrk
 
-WRK_LONGEST_S = 60
+LONGEST_S = 60
+H2LOAD_SPARE_S = 0.5  # it cannot be stopped before its time, so it is given this much more than the window needs
 FILL_POLL_S, FILL_STILL_S, FILL_LIMIT_S = 0.05, 2.5, 25.0
+FIRST_LIMIT_S = 10.0
+WARM_CONNECTIONS, WARM_CALLS = 32, 1600
 REQUESTS_MIN = 10  # fewer in a window, and something does not work
 
 # What a measurement may fail with, and the run goes on.
@@ -70,27 +74,44 @@ class Transfer:
         return self.bytes / 1e6 / self.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Bytes of resident memory with connections that are kept open."""
+
+    each: float
+    total: int
+
+
 def closed_loop(
-    stage: Stage, target: Target, backend: Backend, connections: int, warm_s: float, window_s: float
+    stage: Stage,
+    target: Target,
+    backend: Backend,
+    connections: int,
+    warm_s: float,
+    window_s: float,
+    streams: int = 1,
 ) -> Window:
-    """wrk with this many connections, each sending its next request when it has the answer to the last."""
-    _expect_200(target)
+    """This many connections (with as many streams each), each sending its next request when it has the last answer."""
+    if not target.grpc:
+        _expect_200(target, backend.body_bytes)
     before_all = backend.settled()
-    process = _wrk(stage, target, connections)
+    process = _load(stage, target, connections, streams, warm_s + window_s + H2LOAD_SPARE_S)
     try:
+        if not target.grpc:  # h2load counts its time already
+            _everyone_answered(backend, before_all + connections)
         time.sleep(warm_s)
         first = _edge(target, backend)
         time.sleep(window_s)
         last = _edge(target, backend)
-        process.popen.send_signal(signal.SIGINT)  # it stops, and reports
-        process.popen.wait(10)
-        report = parse_wrk(process.said())
+        report = _report(process, target)
     finally:
         stage.end([process])
     requests = last.served - first.served
     if requests < REQUESTS_MIN:
         raise BenchError(f"{target.name}: only {requests} requests reached the backend in {window_s:g} s")
-    odd = lost_or_repeated(report, backend.settled() - before_all, connections)
+    odd = lost_or_repeated(report, backend.settled() - before_all, connections * streams)
+    if report.body_bytes is not None and report.body_bytes < report.requests * backend.body_bytes:
+        odd = max(odd, 1)  # some answers came without their message
     return Window(
         requests,
         last.time - first.time,
@@ -100,9 +121,30 @@ def closed_loop(
     )
 
 
+def _everyone_answered(backend: Backend, served: int) -> None:
+    """Wait until the backend has served as many; a slow proxy may need longer than the warm-up for all connections."""
+    deadline = time.monotonic() + FIRST_LIMIT_S
+    while backend.served() < served and time.monotonic() < deadline:
+        time.sleep(FILL_POLL_S)
+
+
+def warm(stage: Stage, target: Target) -> None:
+    """Open connections within the path, so that a fixed rate of calls does not begin with a handshake for each.
+
+    The calls all end: a proxy closes an HTTP/1.1 connection whose call is given up. Callers with HTTP/1.1 need no such
+    thing, because each of their connections waits for its answer.
+    """
+    if target.grpc:
+        process = _h2load(stage, target, WARM_CONNECTIONS, 1, [f"-n{WARM_CALLS}"])
+        try:
+            process.popen.wait(LONGEST_S)
+        finally:
+            stage.end([process])
+
+
 def fill(stage: Stage, target: Target, connections: int) -> float:
     """Load it until its proxies open no further connections; how many seconds that took from the first request."""
-    process = _wrk(stage, target, connections)
+    process = _load(stage, target, connections, 1, LONGEST_S)
     try:
         begun = changed = time.perf_counter()
         last: list[int] = []
@@ -118,14 +160,41 @@ def fill(stage: Stage, target: Target, connections: int) -> float:
         stage.end([process])
 
 
-def _wrk(stage: Stage, target: Target, connections: int) -> Process:
+def _load(stage: Stage, target: Target, connections: int, streams: int, seconds: float) -> Process:
+    if target.grpc:
+        return _h2load(stage, target, connections, streams, [f"-D{1000 * seconds:.0f}ms"])
     return stage.start(
         "wrk",
         [
-            *(stage.tools["wrk"], "-t1", f"-c{connections}", f"-d{WRK_LONGEST_S}s", "--timeout", "10s"),
-            *("-H", f"Host: {target.host}", f"http://{HOST}:{target.port}/"),
+            *(stage.tools["wrk"], "-t1", f"-c{connections}", f"-d{LONGEST_S}s", "--timeout", "10s"),
+            *("-H", f"Host: {target.host}", f"http://{HOST}:{target.port}{target.path}"),
         ],
     )
+
+
+def _h2load(stage: Stage, target: Target, connections: int, streams: int, limit: Sequence[str]) -> Process:
+    """Unary calls: one message each, in its frame. The answer's trailers are not shown by h2load; `Backend` counts."""
+    message = stage.folder("message") / "message"
+    message.write_bytes(REQUEST)
+    return stage.start(
+        "h2load",
+        [
+            *(stage.tools["h2load"], "-t1", f"-c{connections}", f"-m{streams}", *limit),
+            *("-d", str(message), "-H", f":authority: {target.host}"),
+            *("-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "user-agent: grpc-bench/1"),
+            f"http://{HOST}:{target.port}{METHOD}",
+        ],
+    )
+
+
+def _report(process: Process, target: Target) -> LoadReport:
+    """What the load has counted, now that its time is over."""
+    if target.grpc:
+        process.popen.wait(LONGEST_S)
+        return parse_h2load(process.said())
+    process.popen.send_signal(signal.SIGINT)  # it stops, and reports
+    process.popen.wait(10)
+    return parse_wrk(process.said())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +213,11 @@ def _edge(target: Target, backend: Backend) -> _Edge:
     return _Edge(time.perf_counter(), served, cpu_s, tuple(proxy.user_system_s() for proxy in target.proxies))
 
 
-def _expect_200(target: Target) -> None:
+def _expect_200(target: Target, body_bytes: int) -> None:
     with Client(target.port) as client:
-        status, length = client.get(target.host)
-    if (status, length) != (200, 36):
-        raise BenchError(f"{target.name} answered {status} with {length} bytes instead of 200 with 36")
+        status, length = client.get(target.host, target.path)
+    if (status, length) != (200, body_bytes):
+        raise BenchError(f"{target.name} answered {status} with {length} bytes instead of 200 with {body_bytes}")
 
 
 def open_loop(stage: Stage, target: Target, rate: int, seconds: float, connections: int = 16) -> Latencies:
@@ -156,7 +225,7 @@ def open_loop(stage: Stage, target: Target, rate: int, seconds: float, connectio
     process = stage.start(
         "open loop",
         [
-            *(sys.executable, "-m", "tests.bench.open_loop"),
+            *(sys.executable, "-m", "tests.bench.open_loop_grpc" if target.grpc else "tests.bench.open_loop"),
             *(str(target.port), target.host, str(rate), str(seconds), str(connections)),
         ],
     )
@@ -223,8 +292,8 @@ def _send(sock: socket.socket, size: int) -> None:
 
 def memory_of_idle(
     process: Process, port: int, host: str, connections: int, context: ssl.SSLContext | None = None
-) -> float:
-    """Bytes of resident memory for each connection that has had one request and is kept open."""
+) -> Idle:
+    """Connections that have had one request each and are kept open."""
     for _ in range(3):  # what is allocated once only
         with Client(port, context) as client:
             _one_request(client, host)
@@ -237,7 +306,8 @@ def memory_of_idle(
             _one_request(clients[-1], host)
         time.sleep(0.2)
         process.check()
-        return (process.memory().resident - before) / connections
+        after = process.memory().resident
+        return Idle((after - before) / connections, after)
     finally:
         for client in clients:
             client.close()

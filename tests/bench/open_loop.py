@@ -114,24 +114,28 @@ class Loop:
 
 def main(arguments: list[str]) -> None:
     port, host, rate, seconds, connections = arguments
-    # Sleep to the microsecond: the kernel may otherwise round a wake-up by 50.
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
-    gc.disable()
+    be_punctual()
     loop = Loop(int(port), host, int(connections))
     loop.run(int(rate), float(seconds))
-    if not loop.latencies:
+    print(report(loop.latencies, loop.errors, float(seconds)))
+
+
+def be_punctual() -> None:
+    """Sleep to the microsecond: the kernel may otherwise round a wake-up by 50. Collect no garbage meanwhile."""
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
+    gc.disable()
+
+
+def report(latencies: list[tuple[float, float]], errors: int, seconds: float) -> str:
+    """One line of JSON. `latencies` holds when each request was due, and how long its answer took from then."""
+    if not latencies:
         sys.exit("no request was answered")
-    first = loop.latencies[0][0]
-    counted = [1000 * taken for due, taken in loop.latencies if due - first >= WARM_SHARE * float(seconds)]
-    print(
-        json.dumps(
-            {
-                "sent": len(counted),
-                "errors": loop.errors,
-                "p50": percentile(counted, 50),
-                "p99": percentile(counted, 99),
-            }
-        )
+    first = min(due for due, _ in latencies)
+    counted = [1000 * taken for due, taken in latencies if due - first >= WARM_SHARE * seconds]
+    if not counted:
+        sys.exit("no request was answered after the warm-up")
+    return json.dumps(
+        {"sent": len(counted), "errors": errors, "p50": percentile(counted, 50), "p99": percentile(counted, 99)}
     )
 
 

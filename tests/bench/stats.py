@@ -24,12 +24,13 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class WrkReport:
-    """What wrk counted, from its start to its end."""
+class LoadReport:
+    """What the program that makes the load counted, from its start to its end."""
 
     requests: int
     bad_status: int
     socket_errors: int
+    body_bytes: int | None = None  # of all responses, where it says so
 
     @property
     def errors(self) -> int:
@@ -84,16 +85,27 @@ def percentile(values: Sequence[float], percent: float) -> float:
 # -- readers
 
 
-def parse_wrk(text: str) -> WrkReport:
+def parse_wrk(text: str) -> LoadReport:
     """wrk's closing report. It leaves out the lines about errors where there were none."""
     total = re.search(r"^\s*(\d+) requests in ", text, re.MULTILINE)
     if total is None:
         raise Unreadable(f"wrk: no line with the number of requests in {text!r}")
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
-    return WrkReport(
+    return LoadReport(
         int(total[1]), int(bad[1]) if bad else 0, sum(int(count) for count in sockets.groups()) if sockets else 0
     )
+
+
+def parse_h2load(text: str) -> LoadReport:
+    """h2load's closing report. What was under way when the time was over is not among the requests that are done."""
+    counts = re.search(r"^requests: .* (\d+) done, \d+ succeeded, (\d+) failed, ", text, re.MULTILINE)
+    statuses = re.search(r"^status codes: \d+ 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", text, re.MULTILINE)
+    data = re.search(r"^traffic: .* \((\d+)\) data$", text, re.MULTILINE)
+    if counts is None or statuses is None or data is None:
+        raise Unreadable(f"h2load: no lines with requests, status codes and traffic in {text!r}")
+    bad = sum(int(count) for count in statuses.groups())
+    return LoadReport(int(counts[1]), bad, max(0, int(counts[2]) - bad), int(data[1]))
 
 
 def parse_proc_stat(text: str, ticks_per_second: int) -> tuple[float, float]:
@@ -120,10 +132,10 @@ def parse_stub_status(text: str) -> int:
     return int(found[1])
 
 
-def lost_or_repeated(report: WrkReport, served: int, connections: int) -> int:
+def lost_or_repeated(report: LoadReport, served: int, in_flight: int) -> int:
     """How many requests were answered without reaching the backend, or reached it more than once.
 
-    wrk is stopped in the middle of requests, so each of its connections may have one that only the backend counts.
+    The load is stopped in the middle of requests, so as many as are in flight may be counted by the backend only.
     """
     good = report.requests - report.bad_status
-    return max(0, good - served, served - good - 2 * connections)
+    return max(0, good - served, served - good - 2 * in_flight)

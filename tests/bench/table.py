@@ -114,8 +114,16 @@ def bar_words(row: Row, bar: Bar) -> str:
 
 
 def bar_cell(row: Row) -> str:
-    verdicts = {True: ": reached", False: ": **missed**", None: ""}
-    return "; ".join(f"{bar_words(row, bar)}{verdicts[row.reached(bar)]}" for bar in row.bars)
+    return "; ".join(f"{bar_words(row, bar)}{_verdict(row, bar)}" for bar in row.bars)
+
+
+def _verdict(row: Row, bar: Bar) -> str:
+    """Met or missed, with the ratio where the bar is one."""
+    met = row.reached(bar)
+    if met is None:
+        return ""
+    seen = row.judged_by(bar)
+    return f": {'met' if met else '**missed**'}{f' ({seen.median:.2f})' if bar.rivals and seen else ''}"
 
 
 def columns(group: Group) -> tuple[list[str], list[list[str]]]:
@@ -171,13 +179,15 @@ def terminal(groups: Iterable[Group], about: Sequence[str]) -> str:
 
 
 def verdict(groups: Iterable[Group]) -> str:
-    """Where pillion falls short, and where something failed, in words."""
+    """Row by row, whether the bar is met, and where something failed, in words."""
     rows = [row for group in groups for row in group.rows]
     judged = [(row, bar) for row in rows for bar in row.bars if row.reached(bar) is not None]
-    missed = [(row, bar) for row, bar in judged if not row.reached(bar)]
-    lines = [f"{len(judged) - len(missed)} of {len(judged)} bars reached."]
-    if missed:
-        lines += ["Falls short:", *(f"  {row.key}: {row.title}: {_shortfall(row, bar)}" for row, bar in missed)]
+    met = sum(row.reached(bar) is True for row, bar in judged)
+    lines = [f"{met} of {len(judged)} bars met."]
+    lines += [
+        f"  {'met   ' if row.reached(bar) else 'MISSED'}  {row.key}: {row.title}: {_seen(row, bar)}"
+        for row, bar in judged
+    ]
     failed = [(row, name, count) for row in rows for name, count in row.errors.items()]
     if failed:
         lines.append("Not to be trusted, because requests failed:")
@@ -185,12 +195,13 @@ def verdict(groups: Iterable[Group]) -> str:
     return "\n".join(lines)
 
 
-def _shortfall(row: Row, bar: Bar) -> str:
+def _seen(row: Row, bar: Bar) -> str:
     own = row.judged_by(bar)
     assert own is not None
     if bar.rivals:
         return f"{own.median:.2f}, the bar is {bar_words(row, bar)}"
-    return f"{number(own.median, row.digits)} {row.unit}, the bar is {bar_words(row, bar)} {row.unit}"
+    unit = f" {row.unit}" if row.unit else ""
+    return f"{number(own.median, row.digits)}{unit}, the bar is {bar_words(row, bar)}{unit}"
 
 
 def as_json(groups: Iterable[Group], facts: dict[str, Any]) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def receive(raw: bytes) -> Message:
 def forward(m: Message) -> bytes:
     """As the driver does it."""
     body = b"".join(m.body)
-    raw = encode_request(m, m.host or b"a", b"x-pillion-attempt: 1\r\n")
+    raw = encode_request(m, m.host or b"a", [(b"x-pillion-attempt", b"1")])
     return raw + (chunk(body) + last_chunk(m.trailers) if m.chunked else body)
 
 

@@ -66,7 +66,7 @@ class Watched(Serving):
         if do is SEND and ex is not None:
             self.sends += 1
             assert ex.attempt <= ex.plan.retry.max_retries
-            assert self.sends <= 1 + ex.attempt + ex.resent, "sent more often than policy allows"
+            assert self.sends <= 1 + ex.attempt + ex.resends, "sent more often than policy allows"
             endpoint = ex.endpoint
             assert endpoint is not None and endpoint.active > 0
             if not ex.fresh:
@@ -379,7 +379,7 @@ class Life:
         assert all(ex.finished and ex.endpoint is None for ex in exchanges)
         clusters = {id(c): c for ex in exchanges for c in (ex.cluster, ex.plan.cluster)}.values()
         assert sum(ex.attempt for ex in exchanges) == sum(cluster.retries for cluster in clusters)  # each was paid for
-        assert sum(ex.resent for ex in exchanges) == sum(cluster.resends for cluster in clusters)
+        assert sum(ex.resends for ex in exchanges) == sum(cluster.resends for cluster in clusters)
         for cluster in clusters:  # also those that left
             assert cluster.active == 0 and not cluster.waiters
             ups = [channel.owner for channel in net.channels if isinstance(channel.owner, Upstream)]

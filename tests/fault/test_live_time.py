@@ -1,116 +1,24 @@
 """Clients that take their time, in great numbers: live sidecars stay quick for everybody else and small in memory."""
 
-import json
-import resource
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.mesh import Client, Conn, Mesh, Pair, Sidecar, dial, until
+from support.crowded import Crowded, Neighbour, crowded
+from support.mesh import Client, Conn, Sidecar, dial, until
 
-MIB = 1024 * 1024
-GROWTH_BYTES_MAX = 16 * MIB
 TLS_CONNECTION_BYTES = 28 * 1024
-LATENCY_S = 0.25
 CROWD = [300, pytest.param(2000, marks=pytest.mark.long)]
-
-
-# In a process of its own, so that what the crowd costs this one does not count: an application that answers at once,
-# and a client that asks for it every few milliseconds between two lines on stdin, and then says how that was.
-NEIGHBOUR = """
-import json, socket, sys, threading, time
-
-def serve(conn):
-    data = b""
-    while piece := conn.recv(65536):
-        data += piece
-        while b"\\r\\n\\r\\n" in data:
-            data = data.partition(b"\\r\\n\\r\\n")[2]
-            conn.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nquick")
-
-def accept():
-    while True:
-        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-def measure(going):
-    seen = {"count": 0, "worst_s": 0.0, "wrong": []}
-    with socket.create_connection((host, int(port)), 20) as sock:
-        while not going.wait(0.005):
-            began = time.monotonic()
-            sock.sendall(b"GET /quick HTTP/1.1\\r\\nHost: quick.reviews\\r\\n\\r\\n")
-            answer = b""
-            while not answer.endswith(b"quick"):
-                piece = sock.recv(65536)
-                answer += piece
-                if not piece or b"x-pillion-reason" in answer:
-                    seen["wrong"].append(answer.decode())
-                    return seen
-            seen["worst_s"] = max(seen["worst_s"], time.monotonic() - began)
-            seen["count"] += 1
-    return seen
-
-def run(going):
-    try:
-        seen = measure(going)
-    except OSError as exc:
-        seen = {"count": 0, "worst_s": 0.0, "wrong": [repr(exc)]}
-    print(json.dumps(seen), flush=True)
-
-listener = socket.create_server(("127.0.0.1", 0))
-threading.Thread(target=accept, daemon=True).start()
-print(listener.getsockname()[1], flush=True)
-host, port = sys.stdin.readline().strip().split(":")
-while sys.stdin.readline():
-    going = threading.Event()
-    thread = threading.Thread(target=run, args=(going,))
-    thread.start()
-    sys.stdin.readline()
-    going.set()
-    thread.join()
-"""
-
-
-class Crowded(Pair):
-    """The usual two, and the neighbour's process."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        mesh.stack.callback(self._end)
-        quick = f"127.0.0.1:{self.line()}"
-        ports = {"ports": {"http": {"port": 80}, "quick": {"port": 81}}}
-        super().__init__(mesh, ports, apps={"quick": quick})
-        self.say(self.web.outbound)
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def say(self, text: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text + "\n")
-
-    def _end(self) -> None:
-        with self.process:
-            self.process.kill()
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowded]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
-    try:
-        with Mesh(tmp_path_factory.mktemp("time")) as mesh:
-            yield Crowded(mesh)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with crowded(tmp_path_factory.mktemp("time")) as pair:
+        yield pair
 
 
 @pytest.fixture(autouse=True)
@@ -120,33 +28,6 @@ def _clean(pair: Crowded) -> Iterator[None]:
     for sidecar in (pair.web, pair.reviews):
         assert sidecar.crashes == 0
         until(lambda sidecar=sidecar: sidecar.metric("pillion_requests_active") == 0)  # type: ignore[misc]
-
-
-class Neighbour:
-    """Another client, all the while; and how much the attacked sidecar has grown meanwhile."""
-
-    def __init__(self, pair: Crowded, sidecar: Sidecar) -> None:
-        self.pair, self.sidecar = pair, sidecar
-
-    def __enter__(self) -> "Neighbour":
-        with self.pair.client() as client:
-            assert client.get("/warm", host="quick.reviews").status == 200
-        self.memory = self.sidecar.resident_bytes()
-        self.pair.say("go")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def check(self, beside_bytes: int = 0) -> None:
-        """The end of the attack: before its connections are closed."""
-        growth = self.sidecar.resident_bytes() - self.memory
-        self.pair.say("stop")
-        seen = json.loads(self.pair.line())
-        assert not seen["wrong"], seen
-        assert seen["count"] > 10, seen
-        assert seen["worst_s"] < LATENCY_S, seen
-        assert growth < GROWTH_BYTES_MAX + beside_bytes, growth
 
 
 def attackers(pair: Crowded) -> list[bytes]:

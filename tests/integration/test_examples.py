@@ -17,7 +17,7 @@ QUICKSTART_S = 120.0
 
 UP_PORTS = "--listen-mesh 127.0.0.1:0 --listen-join 127.0.0.1:0"
 
-POLICIES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "deploy")
+POLICIES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name not in ("deploy", "scenarios"))
 
 
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: str(path.relative_to(EXAMPLES)))

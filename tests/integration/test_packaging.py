@@ -145,7 +145,7 @@ def test_top_level_packages_are_these_and_typed() -> None:
         assert (path.parent / "__init__.py").exists(), f"{path.parent} would be missing from the package"
 
 
-AWAITED = {"h2", "httpx"}  # part of the product's fixed set: HTTP/2 and exporters come with them
+AWAITED = {"httpx"}  # part of the product's fixed set: exporters come with it
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:

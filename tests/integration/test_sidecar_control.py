@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.grpc_calls import GrpcServer
 from support.mesh import Mesh, until
 from support.standin_control import Control, Refusal, calls, endpoint, join, launch, service
 
@@ -196,6 +197,25 @@ def test_registers_only_once_the_application_answers_and_tells_its_health(mesh: 
     until(lambda: control.registered[id]["healthy"] is True, "good health")
     app.stop()
     until(lambda: control.registered[id]["healthy"] is False, "bad health")
+
+
+def test_health_by_grpc_is_told(mesh: Mesh, control: Control) -> None:
+    health = {"grpc": "shop.v1.Cart", "interval_s": 0.1, "timeout_s": 2.0, "unhealthy": 2, "healthy": 1}
+    ports = [{"name": "web", "number": 1}, {"name": "api", "number": 2, "protocol": "grpc"}]
+    control.hold({"service/reviews": service("reviews", health=health, ports=ports)})
+    server = GrpcServer()
+    app = mesh.backend()
+    try:
+        join(mesh, control, "reviews", f"--app=web={app}", app=f"api={server.address}")
+        id = control.id_of("reviews")
+        until(lambda: id in control.registered and control.registered[id]["healthy"] is True, "good health")
+        server.health = b"\x08\x02"
+        until(lambda: control.registered[id]["healthy"] is False, "bad health")
+        assert control.registered[id]["reason"] == "the health service says NOT_SERVING"
+        server.health = b"\x08\x01"
+        until(lambda: control.registered[id]["healthy"] is True, "good health")
+    finally:
+        server.stop()
 
 
 def test_services_on_demand(mesh: Mesh, control: Control) -> None:

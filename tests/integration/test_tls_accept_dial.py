@@ -17,7 +17,7 @@ from support.tlskit import identity_files, read_all, send_all, until
 from certs.files import load_identity
 from sidecar.proxy.accept import Accepted, AcceptLimits, Gate, serve_listener
 from sidecar.proxy.bind import BindError, bind_listener, port_holder, raise_nofile
-from sidecar.proxy.connect import DialError, Dialler, WrongPeer
+from sidecar.proxy.connect import DialError, Dialler, OtherProtocol, WrongPeer
 from sidecar.proxy.tls import HTTP1, TCP, Identity, PeerRejected, client_context, originate_context
 
 LIMITS = AcceptLimits()
@@ -180,10 +180,10 @@ async def check_callee_refused(mesh: Mesh, context: ssl.SSLContext, reason: str)
 
 
 async def test_a_callee_that_does_not_speak_the_alpn_is_refused(mesh: Mesh):
-    context = client_context(mesh.web.current.identity, ["h2"])
+    context = client_context(mesh.web.current.identity, ["h3"])
     async with serving(mesh.reviews) as door:
-        with pytest.raises(WrongPeer, match="expected ALPN h2, but the peer chose none"):
-            await dial(mesh, door.address, context=context, alpn="h2")
+        with pytest.raises(OtherProtocol, match="expected ALPN h3, but the peer chose none"):
+            await dial(mesh, door.address, context=context, alpn="h3")
 
 
 async def test_an_unknown_sni_is_refused_in_the_handshake(mesh: Mesh):

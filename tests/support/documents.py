@@ -146,6 +146,7 @@ def metrics_reference() -> str:
     meters.endpoint("s", "e")
     for side in ("in", "out"):
         registry.requests(side=side, service="s", route="r", version="v").record(b"GET", 503, "overflow", 0.1)
+        registry.requests(side=side, service="s", route="r", version="v").record(b"POST", 200, "ok", 0.1, "OK")
     cluster: Any = SimpleNamespace(**dict.fromkeys(_CLUSTER_ATTRIBUTES, 0))
     world: Any = SimpleNamespace(
         registry=registry,
@@ -174,18 +175,24 @@ def metrics_reference() -> str:
 
 _CLUSTER_ATTRIBUTES = (
     *("attempts", "retries", "resends", "cancelled", "overflows", "budget_exhausted"),
-    *("active", "connections"),
+    *("active", "connections", "panic", "panic_picks", "spilled_picks", "zone_picks"),
 )
 
 
 def reasons_reference() -> str:
     """How a request can end."""
     rows = [
-        f"| `{outcome.reason}` | {outcome.status or ''} | {outcome.retryable.value} | {outcome.blame.value} "
-        f"| {MESSAGES.get(outcome, _UNSAID.get(outcome, ''))} |"
+        f"| `{outcome.reason}` | {outcome.status or ''} | {_grpc(outcome)} | {outcome.retryable.value} "
+        f"| {outcome.blame.value} | {MESSAGES.get(outcome, _UNSAID.get(outcome, ''))} |"
         for outcome in Outcome
     ]
-    return "| reason | status | retried | failure | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    return (
+        "| reason | status | gRPC | retried | failure | meaning |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def _grpc(outcome: Outcome) -> str:
+    return f"`{outcome.grpc.name}`" if outcome.status else ""
 
 
 _UNSAID = {

@@ -10,6 +10,7 @@ class FakeReactor:
     """What a channel uses of the reactor. `mask` is what epoll would watch; None while hushed."""
 
     closed = False
+    held_bytes = 0
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.clock = clock

@@ -12,6 +12,8 @@ from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure
 
+from .balancers import LEAST_REQUEST
+
 WHOLE = Timeouts(total_s=15.0, try_s=OFF)
 EVERYTHING = frozenset({"connect-error", "refused-stream", "reset", "timeout"})
 
@@ -39,7 +41,8 @@ def endpoints_of(cluster: Cluster) -> tuple[Endpoint, ...]:
 
 def make_plan(cluster: Cluster, timeouts: Timeouts = WHOLE, retry: Retry = Retry()) -> RoutePlan:  # noqa: B008
     plan = RoutePlan("default", cluster.name)
-    plan.bind(cluster, timeouts, retry, [(Destination(None, Subset("", endpoints_of(cluster))), 100)])
+    subset = Subset("", endpoints_of(cluster), LEAST_REQUEST)
+    plan.bind(cluster, timeouts, retry, [(Destination(None, subset), 100)])
     cluster.budget.configure(retry.budget.percent, retry.budget.min_per_second)
     return plan
 

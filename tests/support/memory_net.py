@@ -31,6 +31,8 @@ from sidecar.model.snapshot import Snapshot
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.plan import PlanError, Surroundings, compile_plans
 from sidecar.proxy import downstream as downstream_module
+from sidecar.proxy import http2_down as http2_down_module
+from sidecar.proxy import http2_up as http2_up_module
 from sidecar.proxy import upstream as upstream_module
 from sidecar.proxy.channel import HIGH_BYTES, LOW_BYTES, NOBODY
 from sidecar.proxy.connect import DialError
@@ -39,6 +41,8 @@ from sidecar.proxy.entries import Inbound, Outbound
 from sidecar.proxy.world import World
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Registry
+
+from .balancers import balancer_of
 
 TRUST_DOMAIN = "mesh.local"
 END, RESET = "end", "reset"
@@ -61,6 +65,7 @@ class Peer:
         self.early: deque[Any] = deque()  # sent before there was a channel
         self.ended: str | None = None
         self.over = False  # this side has closed
+        self.alpn = ""  # what the sidecar has offered
         self.arrived = trio.Event()
 
     def send(self, data: bytes) -> None:
@@ -140,8 +145,8 @@ class MemoryChannel:
         self.inbox: deque[Any] = deque()
         self.out = bytearray()
         self.broken = False  # the peer has reset: what is written is lost
-        self.lingering = self.closing = False
-        self.half_close = self.eof = False
+        self.lingering = self.closing = self.ending = False
+        self.half_close = self.eof = self.notify_empty = False
         sock.channel = self
         sock.net.channels.add(self)
         for what in sock.early:
@@ -174,9 +179,11 @@ class MemoryChannel:
             return
         before = len(self.out)
         del self.out[: self.sock.take(bytes(self.out))]
+        if not self.out and self.ending:
+            self.end()
         if not self.out and self.closing:
             self._dismiss("close")
-        elif before > LOW_BYTES >= len(self.out):
+        elif before > LOW_BYTES >= len(self.out) or (self.notify_empty and before and not self.out):
             self.owner.drained()
 
     # -- for the owner
@@ -199,8 +206,18 @@ class MemoryChannel:
             if self.inbox:
                 self.reactor.soon.append(self._deliver)
 
+    def end(self) -> None:
+        """Half-close: the peer hears of it once it has everything."""
+        self.ending = True
+        if self.open and not self.out:
+            self.sock.ended = "end"
+            self.sock.arrived.set()
+
     def unread(self) -> bool:
         return not self.open or self.broken or bool(self.inbox)
+
+    def ready(self, events: int) -> None:
+        self._deliver()
 
     def close(self) -> None:
         if self.open:
@@ -273,7 +290,7 @@ class MemoryWorld(World):
     net: "Net"
 
     async def dial(self, endpoint: Endpoint, alpn: str, timeout_s: float) -> Any:
-        return await self.net.dial(endpoint)
+        return await self.net.dial(endpoint, alpn)
 
 
 Answer = Callable[[Endpoint], Any]
@@ -302,6 +319,7 @@ class Net:
             rnd=self.chance,
         )
         self.world.net = self
+        self.world.pool.multiplex_from = math.inf  # as if all peers were of HTTP/1.1; a test may lower it
         self.world.reactor.on_crash = self.crashes.append
         self.world.access = SimpleNamespace(enabled=True, http=self._log)  # type: ignore[assignment]
         self.log: list[tuple[int, str]] = []  # (status, reason) of each request, in order
@@ -339,6 +357,7 @@ class Net:
             apps={"": ("127.0.0.1", 8000)},
             sticky_key=b"k" * 32,
             chain=chain,
+            balancer=balancer_of,
             stats=lambda side, service, route, version: world.registry.requests(
                 side=side, service=service, route=route, version=version
             ),
@@ -351,7 +370,7 @@ class Net:
 
     # -- connections
 
-    async def dial(self, endpoint: Endpoint) -> Any:
+    async def dial(self, endpoint: Endpoint, alpn: str) -> Any:
         self.dials += 1
         answer = self.on_dial(endpoint)
         if hasattr(answer, "__await__"):
@@ -362,11 +381,12 @@ class Net:
         if isinstance(answer, Exception):
             raise answer
         peer = Peer(self, endpoint)
+        peer.alpn = alpn
         if isinstance(answer, Mapping):
             peer.window = answer["window"]
         self._send.send_nowait(peer)
         identity = endpoint.identity or ""
-        return SimpleNamespace(sock=peer, peer=identity, alpn=None, fingerprint=fingerprint_of(identity))
+        return SimpleNamespace(sock=peer, peer=identity, alpn=alpn, fingerprint=fingerprint_of(identity))
 
     async def accepted(self) -> Peer:
         """The next connection that the pool has made."""
@@ -402,7 +422,8 @@ class Net:
             ups = sum(
                 1
                 for channel in self.channels
-                if isinstance(channel.owner, upstream_module.Upstream) and channel.owner.cluster is cluster
+                if isinstance(channel.owner, upstream_module.Upstream | http2_up_module.Http2Upstream)
+                and channel.owner.cluster is cluster
             )
             if cluster.active:
                 found.append(f"{name}: {cluster.active} active")
@@ -438,14 +459,18 @@ async def memory_world(
     seed: int = 0,
     chains: Mapping[tuple[str, str], Callable[[Net], Any]] | None = None,
     at_rest: bool = True,
+    http2_engine: str = "auto",
 ) -> AsyncIterator[Net]:
     """A Net under a policy. At the end nothing may have crashed, and with `at_rest` nothing may be left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upstream_module, "Channel", MemoryChannel)
+        patch.setattr(http2_up_module, "Channel", MemoryChannel)
         patch.setattr(downstream_module, "Channel", MemoryChannel)
+        patch.setattr(http2_down_module, "Channel", MemoryChannel)
         async with trio.open_nursery() as nursery:
             net = Net(nursery, own, seed)
             net.chains = chains or {}
+            net.world.http2_engine = http2_engine
             try:
                 net.apply(snapshot)
                 nursery.start_soon(net.world.reactor.run)

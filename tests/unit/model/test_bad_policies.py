@@ -43,6 +43,7 @@ def test_errors_give_no_snapshot_and_warnings_do(name: str, text: str, says: str
 
 def test_there_are_many_and_they_reach_most_codes() -> None:
     assert len(CASES) >= 100
-    reached = {code for code in CODES for _, _, says in CASES if f"[{code}]" in says}
+    codes = {code for code in CODES if not code.startswith("P05")}  # of scenarios: unit/simulate
+    reached = {code for code in codes for _, _, says in CASES if f"[{code}]" in says}
     elsewhere = {"P0100", "P0113"}  # files that cannot be read, and several files: test_load.py
-    assert set(CODES) - reached == elsewhere
+    assert codes - reached == elsewhere

@@ -8,8 +8,9 @@ import pytest
 
 from sidecar.model.snapshot import FilterUse
 from sidecar.model.source import Source
+from sidecar.plugins.finding import PluginError, available
 from sidecar.plugins.headers import HeaderEdit
-from sidecar.plugins.loader import FilterError, Loader, available
+from sidecar.plugins.loader import FILTERS, Loader
 
 PLACE = Source("mesh.yaml", 12, 7)
 GOOD = """
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def error_of(loader: Loader, name: str, config: dict[str, object] | None = None, **more: str) -> str:
-    with pytest.raises(FilterError) as caught:
+    with pytest.raises(PluginError) as caught:
         loader.prepare(FilterUse(name, config or {}, source=PLACE, **more)).make()
     assert caught.value.source is PLACE
     assert str(caught.value) == f"mesh.yaml:12: {caught.value.text}"
@@ -177,8 +178,8 @@ def test_an_entry_point_loads_without_permission(folder: Path, monkeypatch: pyte
     install(folder, "team", "tenant = team_filters.good:Good")
     monkeypatch.syspath_prepend(str(folder))
     assert Loader().prepare(FilterUse("tenant")).cls.__name__ == "Good"
-    assert available()["tenant"] == "team_filters.good:Good"
-    assert available()["headers"] == "sidecar.plugins.headers:HeaderEdit"
+    assert available(FILTERS)["tenant"] == "team_filters.good:Good"
+    assert available(FILTERS)["headers"] == "sidecar.plugins.headers:HeaderEdit"
 
 
 def test_an_entry_point_that_is_offered_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+from support.balancers import balancer_of
 
 from sidecar.model.snapshot import (
     NONE,
@@ -66,6 +67,7 @@ def around(**options: Any) -> Surroundings:
         "sticky_key": b"k" * 32,
         "chain": no_chain,
         "stats": lambda *labels: labels,
+        "balancer": balancer_of,
     }
     return Surroundings(**(given | options))
 
@@ -150,7 +152,7 @@ def test_versions_become_subsets():
 @pytest.mark.parametrize("balance", ["round-robin", "least-request"])
 def test_the_balancer_is_the_services(balance):
     plans = compiled(snapshot(service("shop", *HOSTS, balance=balance)))
-    kind = type(plan_of(plans, b"shop").subset.balancer).__name__
+    kind = type(plan_of(plans, b"shop").cluster.balancer).__name__
     assert kind == {"round-robin": "RoundRobin", "least-request": "LeastRequest"}[balance]
 
 
@@ -441,3 +443,24 @@ def test_random_histories_never_lose_a_count(seed):
 def test_max_connection_age_is_the_own_services():
     assert compiled(snapshot(max_connection_age_s=60.0)).max_connection_age_s == 60.0
     assert compiled(snapshot()).max_connection_age_s == NONE
+
+
+def test_ports_that_speak_http2_say_so_at_their_endpoints():
+    ports = (Port("web", 80), Port("api", 81, Protocol.GRPC), Port("new", 82, Protocol.HTTP2))
+    state = ClusterState()
+    plans = compiled(snapshot(service("shop", "10.0.0.1:443", ports=ports), ports=ports), state)
+    spoken = {
+        (side, name, port): [endpoint.http2 for endpoint in cluster.endpoints.values()]
+        for (side, name, port), cluster in state.clusters.items()
+    }
+    for side, name in (("in", "web"), ("out", "shop")):
+        assert [spoken[side, name, port.name] for port in ports] == [[False], [True], [True]]
+    assert set(plans.inbound) == {"web", "api", "new"} and plans.outbound[b"api.shop"].port == "api"
+
+
+def test_the_total_of_calls_may_be_shortened_too():
+    shop = service("shop", routes=(Route("default", timeouts=Timeouts()),))
+    plans = compiled(snapshot(shop, calls={"shop": Call("shop", total_s=3.0)}))
+    timeouts = plan_of(plans, b"shop").timeouts
+    assert (timeouts.total_s, timeouts.of_grpc_s) == (3.0, 3.0)
+    assert plan_of(compiled(snapshot(shop)), b"shop").timeouts.of_grpc_s == NONE

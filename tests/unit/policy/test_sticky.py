@@ -80,3 +80,16 @@ def test_junk_is_never_believed(junk: bytes) -> None:
 
 def test_a_short_ttl_still_has_a_whole_second() -> None:
     assert b"Max-Age=1;" in Sticky("c", 0.2, KEY).issue("v", 0.0)
+
+
+def test_cookies_of_endpoints_hide_addresses_and_are_not_those_of_versions() -> None:
+    sticky = Sticky("c", 60.0, KEY, "reviews", by_endpoint=True)
+    token = sticky.token("10.0.0.1:80")
+    assert len(token) == 16 and token != sticky.token("10.0.0.2:80")
+    assert token != Sticky("c", 60.0, KEY, "other", by_endpoint=True).token("10.0.0.1:80")
+    assert token != Sticky("c", 60.0, KEY[::-1], "reviews", by_endpoint=True).token("10.0.0.1:80")
+    pair = sticky.issue(token, 0.0).split(b";")[0]
+    assert sticky.read(pair, 0.0) == token
+    assert Sticky("c", 60.0, KEY, "reviews").read(pair, 0.0) is None
+    value = value_of(pair)
+    assert b"10.0" not in urlsafe_b64decode(value + b"=" * (-len(value) % 4))

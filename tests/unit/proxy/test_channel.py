@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.fakesock import FakeReactor, PlainSocket, TlsSocket
 
-from sidecar.proxy.channel import HIGH_BYTES, LOW_BYTES, RECORD_BYTES, SMALL_BYTES, Channel
+from sidecar.proxy.channel import HIGH_BYTES, LOW_BYTES, RECORD_BYTES, SMALL_BYTES, TIGHT_BYTES, Channel
 from sidecar.proxy.reactor import ERR, HUP, IN, OUT, RDHUP
 
 RECORD = b"r" * RECORD_BYTES
@@ -271,6 +271,29 @@ def test_high_and_low_marks():
     assert rig.heard == ["drained"]
     rig.event(OUT)
     assert rig.heard == ["drained"]
+
+
+def test_all_of_them_together_have_a_mark_above_which_each_gets_less():
+    rig = plain()
+    rig.reactor.held_bytes = TIGHT_BYTES  # of others
+    rig.sock.reads = [RECORD, b"more"]
+    rig.event(IN)  # a record at a time
+    assert rig.heard == [RECORD]
+    rig.heard.clear()
+    rig.sock.sends = [BlockingIOError()]
+    assert not rig.write(RECORD)
+    rig.sock.sends = [RECORD_BYTES - SMALL_BYTES - 1, BlockingIOError()]
+    rig.event(OUT)
+    assert rig.heard == []
+    rig.sock.sends = [1, BlockingIOError()]
+    rig.event(OUT)
+    assert rig.heard == ["drained"]
+    rig.event(OUT)
+    assert rig.reactor.held_bytes == TIGHT_BYTES
+    rig.sock.sends = [BlockingIOError()]
+    assert not rig.write(RECORD)
+    rig.channel.cut()
+    assert rig.reactor.held_bytes == TIGHT_BYTES
 
 
 def test_notify_empty_tells_the_last_byte_too():

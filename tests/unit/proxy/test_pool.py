@@ -8,7 +8,7 @@ import trio.testing
 from support.memory_net import DialError, Net, Peer, memory_world
 
 from sidecar.model.snapshot import EndpointSpec, Limits, Retry, Route, Service, Snapshot, Timeouts, Tls
-from sidecar.proxy.upstream import DIALS_MAX
+from sidecar.proxy.pool import DIALS_MAX
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 GET = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n"

@@ -31,10 +31,11 @@ def http_record(
     version: str = "v2",
     caller: str = "spiffe://mesh/service/web",
     rule: str = "services.reviews.authz.allow[0] (mesh.yaml:37)",
+    grpc_status: str = "",
 ) -> HttpRecord:
     return (
         "in", "reviews", "canary", version, rule, caller, "10.0.0.9:4711", method, path, 200, "ok", 1, 0.0123456,
-        10, 36, b"0af7651916cd43dd8448eb211c80319c", request_id, "127.0.0.1:8000", user_agent,
+        10, 36, b"0af7651916cd43dd8448eb211c80319c", request_id, "127.0.0.1:8000", user_agent, grpc_status,
     )  # fmt: skip
 
 
@@ -69,6 +70,12 @@ def test_the_fields_of_a_request() -> None:
         ("upstream", "127.0.0.1:8000"),
         ("user_agent", "curl/8"),
     ]
+
+
+def test_a_grpc_call_has_its_status_behind_that_of_http() -> None:
+    fields = list(json.loads(Renderer()((TIME_S, http_record(grpc_status="NOT_FOUND"), ()))).items())
+    at = fields.index(("grpc_status", "NOT_FOUND"))
+    assert fields[at - 1] == ("status", 200) and fields[at + 1] == ("reason", "ok")
 
 
 def test_the_fields_of_a_tcp_connection() -> None:

@@ -14,6 +14,7 @@ NAMES = {
     "pillion_attempts",
     "pillion_authz_denied",
     "pillion_authz_would_deny",
+    "pillion_balancer_errors",
     "pillion_breaker_openings",
     "pillion_breaker_state",
     "pillion_build_info",
@@ -27,6 +28,7 @@ NAMES = {
     "pillion_intercepted_connections",
     "pillion_log_lines_dropped",
     "pillion_overflows",
+    "pillion_panic_picks",
     "pillion_passthrough_connections",
     "pillion_policy_info",
     "pillion_policy_reloads",
@@ -36,10 +38,12 @@ NAMES = {
     "pillion_retries",
     "pillion_retry_budget_exhausted",
     "pillion_scrape_errors",
+    "pillion_spilled_picks",
     "pillion_tcp_tunnels",
     "pillion_tcp_tunnels_opened",
     "pillion_tls_handshakes",
     "pillion_tls_handshakes_failed",
+    "pillion_zone_picks",
 }
 
 

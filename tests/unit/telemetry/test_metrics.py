@@ -59,6 +59,24 @@ REQUEST = {
 }
 
 
+@pytest.mark.parametrize(
+    ("side", "grpc_status", "reason", "error_type"),
+    [
+        ("in", "OK", "ok", ""),
+        ("in", "NOT_FOUND", "ok", ""),
+        ("in", "INTERNAL", "ok", "INTERNAL"),
+        ("out", "NOT_FOUND", "ok", "NOT_FOUND"),
+        ("out", "UNAVAILABLE", "overflow", "overflow"),
+    ],
+)
+def test_grpc_calls_are_counted_by_their_status(side: str, grpc_status: str, reason: str, error_type: str) -> None:
+    registry = Registry(lambda: 0.0)
+    registry.requests(side=side, service="a", route="b").record(b"POST", 200, reason, 0.1, grpc_status)
+    text = b"".join(registry.render(openmetrics=False)).decode()
+    assert f'grpc_status="{grpc_status}"' in text
+    assert (f'error_type="{error_type}"' in text) if error_type else "error_type" not in text
+
+
 @pytest.mark.parametrize("openmetrics", [False, True])
 def test_a_request_is_a_histogram_with_opentelemetrys_names(registry: Registry, openmetrics: bool) -> None:
     stats = registry.requests(side="in", service="reviews", route="canary", version="v2")

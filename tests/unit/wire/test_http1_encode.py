@@ -30,9 +30,11 @@ class TestRequest:
     def test_without_fields(self) -> None:
         assert encode_request(request(headers=[]), b"h") == b"GET /a?b HTTP/1.1\r\nhost: h\r\n\r\n"
 
-    def test_extra_lines_come_last(self) -> None:
-        raw = encode_request(request(headers=[]), b"h", b"p: q\r\nr: s\r\n")
+    def test_extra_fields_and_an_upgrade(self) -> None:
+        raw = encode_request(request(headers=[]), b"h", [(b"p", b"q"), (b"r", b"s")])
         assert raw == b"GET /a?b HTTP/1.1\r\nhost: h\r\np: q\r\nr: s\r\n\r\n"
+        raw = encode_request(request(headers=[]), b"h", [(b"p", b"q")], b"websocket")
+        assert raw.endswith(b"host: h\r\np: q\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
 
     @pytest.mark.parametrize(
         ("attributes", "line"),
@@ -68,8 +70,8 @@ class TestResponse:
         assert raw == b"HTTP/1.1 200 OK\r\nserver: s\r\ntransfer-encoding: chunked\r\n\r\n"
 
     def test_close_and_extra(self) -> None:
-        raw = encode_response(response(length=3), chunked=False, close=True, extra=b"p: q\r\n")
-        assert raw.endswith(b"content-length: 3\r\np: q\r\nconnection: close\r\n\r\n")
+        raw = encode_response(response(length=3), chunked=False, close=True, extra=[(b"p", b"q")])
+        assert raw.endswith(b"server: s\r\np: q\r\ncontent-length: 3\r\nconnection: close\r\n\r\n")
 
     def test_http10_keep_alive(self) -> None:
         raw = encode_response(response(length=3), chunked=False, close=False, http10_keep_alive=True)

@@ -1,0 +1,90 @@
+"""`pillion simulate`: exit codes, what goes where, and the examples."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.scenarios import pair
+
+from control_plane.cli import main
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "scenarios"
+SCENARIOS = sorted(path for path in EXAMPLES.glob("*.yaml") if not path.stem.endswith("-policy"))
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: str(path.stem))
+def test_the_examples_keep_their_objectives(path: Path, capsys: Said) -> None:
+    assert main(["simulate", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "BROKEN" not in out and "kept" in out and "real time" in err
+
+
+def test_there_are_the_examples_that_the_documentation_names() -> None:
+    names = {"version-erring", "retry-storm", "cold-start", "zone-lost"}
+    assert names <= {path.stem for path in SCENARIOS}
+
+
+def test_a_policy_against_another(capsys: Said, tmp_path: Path) -> None:
+    svg = tmp_path / "storm.svg"
+    scenario, other = str(EXAMPLES / "retry-storm.yaml"), str(EXAMPLES / "no-budget-policy.yaml")
+    short = ["--requests", "6000", "--duration", "20s"]
+    assert main(["simulate", scenario, "--against", other, "--svg", str(svg), *short]) == 1
+    out = capsys.readouterr().out
+    assert "no-budget-policy.yaml" in out and "BROKEN" in out and "amplification: ratings" in out
+    assert svg.read_text().startswith("<svg")
+    assert main(["simulate", scenario, "--against", other, "-o", "json", *short]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert [run["policy"] for run in data["runs"]] == ["budget-policy.yaml", "no-budget-policy.yaml"]
+    assert data["runs"][0]["requests"] == data["runs"][1]["requests"]
+    assert data["kept"] is False
+
+
+def test_the_seed_and_the_length_of_the_run(capsys: Said, tmp_path: Path) -> None:
+    path = tmp_path / "calm.yaml"
+    path.write_text(pair())
+    runs = []
+    for options in (["--seed", "1"], [], ["--seed", "2"], ["--duration", "10s"], ["--requests", "77"]):
+        assert main(["simulate", str(path), "-o", "json", *options]) == 0
+        runs.append(json.loads(capsys.readouterr().out))
+    assert runs[0] == runs[1] != runs[2]
+    assert runs[3]["duration_s"] == 10.0 and runs[3]["runs"][0]["requests"] < 1200
+    assert runs[4]["runs"][0]["requests"] == 77
+
+
+def test_an_objective_that_breaks(capsys: Said, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(pair(more=["objectives: [{p99: 1ms}]"]))
+    assert main(["simulate", str(path)]) == 1
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_a_bad_scenario(capsys: Said, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(pair(load="{from: web, to: nobody, rate: 1}"))
+    assert main(["simulate", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "error[P0501]" in err and "bad.yaml:4:" in err and "1 error" in err
+    assert main(["simulate", str(path), "-o", "json"]) == 2
+    assert json.loads(capsys.readouterr().out)["problems"][0]["code"] == "P0501"
+
+
+def test_a_bad_policy_to_compare_with(capsys: Said, tmp_path: Path) -> None:
+    path, other = tmp_path / "calm.yaml", tmp_path / "other.yaml"
+    path.write_text(pair())
+    other.write_text("version: 1\nservices: {web: {}}\n")
+    assert main(["simulate", str(path), "--against", str(other)]) == 2
+    assert 'the policy has no service "reviews"' in capsys.readouterr().err
+    assert main(["simulate", str(path), "--against", str(tmp_path / "none.yaml")]) == 2
+    assert "cannot read the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--duration", "soon"], ["--duration", "30"], ["--seed", "-1"], ["--requests", "0"]]
+)
+def test_options_that_make_no_sense(options: list[str], capsys: Said, tmp_path: Path) -> None:
+    path = tmp_path / "calm.yaml"
+    path.write_text(pair())
+    assert main(["simulate", str(path), *options]) == 2
+    assert "Traceback" not in capsys.readouterr().err
