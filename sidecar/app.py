@@ -58,6 +58,8 @@ Address = tuple[str, int]
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 NOTE_EVERY_S = 10.0
+STARTING_GC = (100_000, 50, 100)  # reading a large policy makes a million objects that stay
+SERVING_GC = (20_000, 50, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +327,7 @@ async def _start(app: App, source: Source, nursery: trio.Nursery) -> None:
         await app.intercept()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
+    gc.set_threshold(*SERVING_GC)
     app.ready = True
     source.begun(nursery)
     words = ", ".join(f"{name} {where}" for name, where in app.addresses.items())
@@ -401,6 +403,7 @@ def _shown(sock: Any) -> str:
 
 def run(settings: Settings) -> int:
     """The whole life of a sidecar process; the exit code. Errors of start-up go to stderr."""
+    gc.set_threshold(*STARTING_GC)
     logs = Logs(clock=time.monotonic, level=settings.log_level, style=settings.log_format)
     access: AccessLog | None = None
     state: StateDir | None = None

@@ -136,7 +136,7 @@ class _Reader:
     """Turns events into nodes. `Event` objects come lazily, so a hostile file is left at the first bound it passes."""
 
     def __init__(self, text: str, file: str, sink: Sink, first_line: int) -> None:
-        self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=_LOADER))
+        self._events: Iterator[yaml.Event] = iter(_LOADER(text).get_event, None)
         self._file = file
         self._sink = sink
         self._first_line = first_line

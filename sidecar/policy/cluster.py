@@ -133,7 +133,7 @@ class Cluster:
                 endpoint.breaker.configure(breaker)
             endpoint.sni = sni
             endpoint.http2 = http2
-            endpoint.version = version_of(spec.labels, versions)
+            endpoint.version = version_of(spec.labels, versions) if versions else ""
             kept[key] = endpoint
         stale.extend(self.endpoints.values())
         self.endpoints = kept

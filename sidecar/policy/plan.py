@@ -340,7 +340,7 @@ class _Compiler:
     def _subset(self, service: Service, cluster: Cluster, version: str | None) -> Subset:
         """The same object as long as nothing about it changes: its tables may have been dear."""
         labels = service.versions.get(version, {}) if version is not None else {}
-        endpoints = tuple([e for e in cluster.endpoints.values() if _selected(e, labels)])
+        endpoints = tuple([e for e in cluster.endpoints.values() if not labels or _selected(e, labels)])
         stated = service.balancing
         zone = self.around.zone if stated.zone == "prefer" else ""
         weights = [(e.stated_weight, e.zone, e.priority) for e in endpoints]

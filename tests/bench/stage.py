@@ -94,6 +94,15 @@ def missing(found: Mapping[str, str]) -> list[Tool]:
     return [tool for tool in TOOLS if tool.name not in found]
 
 
+def _environment() -> dict[str, str]:
+    """What programs are started with: no settings of pillion's, and modules compiled once, as pip leaves them."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PILLION_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
+
+
 def _die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -190,10 +199,7 @@ class Stage:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends them in order
                 pass_fds=tuple(pass_fds),
                 preexec_fn=_die_with_parent,
-                env={
-                    **{key: value for key, value in os.environ.items() if not key.startswith("PILLION_")},
-                    **(variables or {}),
-                },
+                env={**_environment(), **(variables or {})},
             )
         process = Process(name, popen, log)
         self.processes.append(process)
