@@ -35,7 +35,7 @@ def test_addresses(text: str, parts: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "a", ":80", "a:", "a:0", "a:65536", "a:080808", "a:-1", "a:٣", "fd00::1:80", "[fd00::1]", "[a]:80",
-     "[10.0.0.1]:80",
+     "[10.0.0.1]:80", "10.0.0.01:80",
      "10.0.0:80", "10.0.0.256:80", "a b:80", "a..b:80", "fe80::1%eth0:80", "[fe80::1%eth0]:80", "user@a:80"],
 )  # fmt: skip
 def test_not_addresses(text: str) -> None:
