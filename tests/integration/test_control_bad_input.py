@@ -104,7 +104,11 @@ def unstarted(mesh: Mesh, store: str, name: str = "r1", **more: Any) -> ControlP
     ("store", "words"),
     [
         ("etcd://127.0.0.1:{port}", ["etcd is not available", "127.0.0.1:{port}", "connection refused"]),
-        ("etcd://no-such-host.invalid:2379", ["no-such-host.invalid:2379", "name cannot be resolved"]),
+        pytest.param(
+            "etcd://no-such-host.invalid:2379",
+            ["no-such-host.invalid:2379", "name cannot be resolved"],
+            marks=pytest.mark.long,
+        ),
         ("etcd://127.0.0.1:99999", ["'99999' is no port"]),
         ("etcd://me:secret@127.0.0.1:2379", ["--etcd-password-file"]),
         ("https://127.0.0.1:2379", ["etcd://HOST:PORT"]),
@@ -506,6 +510,7 @@ def waits(mesh: Mesh, token: str, word: str) -> None:
     assert "Traceback" not in member.log
 
 
+@pytest.mark.long
 def test_tokens_that_are_not_good(mesh: Mesh) -> None:
     control = ControlPlane(mesh)
     control.apply(SHOP)

@@ -145,6 +145,7 @@ def start(scratch: Path) -> Iterator[Callable[..., Demo]]:
 # -- the story
 
 
+@pytest.mark.long
 def test_the_whole_story_holds_and_is_told_as_json(scratch: Path) -> None:
     done = subprocess.run(
         [*PILLION, "demo", "--headless", "--once", "-o", "json"],
@@ -222,7 +223,11 @@ def test_a_step_that_does_not_hold_is_named_and_the_others_go_on(start: Callable
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long)],
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+    ],
     ids=["INT", "TERM", "HUP"],
 )
 def test_a_signal_ends_everything(start: Callable[..., Demo], number: signal.Signals, code: int) -> None:

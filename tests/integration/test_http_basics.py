@@ -626,8 +626,9 @@ def test_a_websocket_becomes_a_tunnel_with_the_bytes_right_behind_both_heads(pai
         assert request.header("sec-websocket-key")
         conn.send(SWITCH + b"server first")
         assert conn.reader.exactly(12) == b"client first"
-        while data := conn.sock.recv(1000):
-            conn.send(data.upper())
+        while conn.reader.held or conn.reader.fill():
+            conn.send(bytes(conn.reader.held).upper())
+            conn.reader.held.clear()
 
     pair.app.script = script
     with pair.client() as client:
