@@ -17,9 +17,9 @@ demo: $(RUN)
 	@$(BIN)/pillion demo
 
 test: $(DEV) lint
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Everything, once: the core first, then what takes long.
+# Everything, once: the core first, then what takes long, one after another: some of it looks at latencies under load.
 test-full: test
 	$(BIN)/python -m pytest -m long
 

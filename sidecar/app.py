@@ -77,6 +77,7 @@ class Settings:
     labels: dict[str, str] = field(default_factory=dict)
     weight: int = 1
     zone: str = ""
+    priority: int = 0
     apps: dict[str, Address] = field(default_factory=dict)  # port name, or "" for every port
     inbound: Address | None = ("0.0.0.0", 15006)  # noqa: S104 - it admits only authenticated peers
     outbound: Address | None = ("127.0.0.1", 15001)
@@ -178,6 +179,7 @@ class App:
             readyz=self.missing,
             config=self.config,
             clusters=self.clusters,
+            events=self.assembly.events.rows,
             set_log_level=self.logs.set_level,
         )
 
@@ -206,6 +208,7 @@ class App:
             "settings": json.loads(json.dumps(settings, default=str)),
             "http2_engine": engine_class(self.settings.http2_engine).name,
             "filters": self.assembly.names(),
+            "global_limits": self.assembly.limits.shown(),
         }
 
     def clusters(self) -> Iterator[dict[str, object]]:
@@ -221,8 +224,9 @@ class App:
                     "endpoint": endpoint.key,
                     "version": endpoint.version,
                     "tls": endpoint.tls.value,
-                    "healthy": endpoint.healthy,
+                    "healthy": endpoint.stated_healthy,
                     "breaker": endpoint.breaker.state(now),
+                    "ejected_s": _left(cluster.outliers.until(endpoint), now) if cluster.outliers is not None else None,
                     "weight": round(endpoint.weight, 3),
                     "zone": endpoint.zone,
                     "priority": endpoint.priority,
@@ -238,6 +242,7 @@ class App:
                     "service_attempts": cluster.attempts,
                     "service_retries": cluster.retries,
                     "retry_budget": round(cluster.budget.balance(now), 1),
+                    "events": list(endpoint.events),
                 }
 
 
@@ -282,6 +287,7 @@ async def serve(
         _observe(app, access)
         nursery.start_soon(world.reactor.run)
         nursery.start_soon(world.sweep)
+        nursery.start_soon(world.watch.run, world)
         try:
             await _start(app, app.source, nursery)
             await _until_ended(app, nursery)
@@ -366,10 +372,17 @@ async def _drain(app: App, nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 
 
+def _left(until: float | None, now: float) -> float | None:
+    """How much longer something lasts, in seconds."""
+    return None if until is None else round(max(0.0, until - now), 1)
+
+
 def _observe(app: App, access: AccessLog) -> None:
     """Wire what the data path counts to the metrics."""
     world, meters = app.world, app.world.meters
     meters.build_info(_installed(), platform.python_version(), lambda: app.revision)
+    limits = app.assembly.limits
+    meters.global_limits(lambda: limits.share, lambda: max(0.0, limits.demand))
     meters.certificate_expiry(lambda: world.identity.current.identity.not_after.timestamp())
     meters.log_drops("access", lambda: access.dropped)
     meters.log_drops("own", lambda: app.logs.dropped)

@@ -26,9 +26,10 @@ from sidecar.plugins.loader import Loader, PluginError, Prepared, describe
 from sidecar.policy.balancing import Balancing
 from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
+from sidecar.policy.limits import Limits
 from sidecar.policy.plan import PlanError, Surroundings, compile_plans
-from sidecar.policy.ratelimit import Keyed
 from sidecar.proxy.filtering import Chain, Link
+from sidecar.telemetry.events import Events
 
 if TYPE_CHECKING:
     from sidecar.proxy.world import World
@@ -67,6 +68,8 @@ class Assembly:
         self.own, self.apps, self.sticky_key, self.zone = own, apps, sticky_key, zone
         self.balancers: dict[tuple[str, str], Balancing] = {}  # by service, and by name and settings
         self._next_balancers: dict[tuple[str, str], Balancing] = {}
+        self.events = Events(world.epoch)
+        self.limits = Limits()
         self.running: dict[FilterKey, _Running] = {}
         self._next: dict[FilterKey, _Running] = {}
 
@@ -86,6 +89,7 @@ class Assembly:
             ),
             on_breaker=self._on_breaker,
             on_panic=self._on_panic,
+            on_outlier=self._on_outlier,
             balancer=self._balancer,
             zone=self.zone,
         )
@@ -181,7 +185,7 @@ class Assembly:
             random=random.random,
             log=note,
             counter=counter,
-            limiter=Keyed,
+            limiter=self.limits.limiter,
             sleep=trio.sleep,
         )
 
@@ -212,10 +216,17 @@ class Assembly:
         self.world.meters.service("out", service).balancer_errors.inc()
         self.world.note(f"balancer {service}", f"balancer {name} of {service}: {text}")
 
+    # -- what happens to endpoints
+
     def _on_panic(self, cluster: Cluster, text: str) -> None:
+        self.events.add("panic", cluster.name, "", text)
         log.warning("%s: %s", cluster.name, text)
 
-    # -- breakers
+    def _on_outlier(self, cluster: Cluster, endpoint: Endpoint, text: str) -> None:
+        if endpoint.ejected and text.startswith("ejected"):
+            self.world.meters.endpoint(cluster.name, endpoint.key).ejections.inc()
+        endpoint.note(self.events.add("outlier", cluster.name, endpoint.key, text))
+        log.warning("outlier of %s at %s: %s", cluster.name, endpoint.key, text)
 
     def _on_breaker(self, cluster: Cluster, endpoint: Endpoint, text: str) -> None:
         meters = self.world.meters.endpoint(cluster.name, endpoint.key)
@@ -223,6 +234,7 @@ class Assembly:
         meters.breaker_state.value = {"closed": 0, "half-open": 1, "open": 2}.get(state, 0)
         if state == "open":
             meters.breaker_openings.inc()
+        endpoint.note(self.events.add("breaker", cluster.name, endpoint.key, text))
         log.info("breaker of %s at %s: %s", cluster.name, endpoint.key, text)
 
 

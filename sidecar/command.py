@@ -165,6 +165,13 @@ PATH = click.Path(path_type=Path)
     "--weight", type=click.IntRange(1, 1000), default=1, show_default=True, help="Our share, relative to the others."
 )
 @click.option("--zone", default="", metavar="NAME", help="Where we are: endpoints of the same zone are preferred.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    help="0 serves first; others when too few of those before them are usable.",
+)
 @click.option("--inbound", type=ADDRESS, default="0.0.0.0:15006", show_default=True, help="Mutual TLS from the mesh.")
 @click.option(
     "--outbound", type=ADDRESS, default="127.0.0.1:15001", show_default=True, help="The application's way out."

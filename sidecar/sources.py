@@ -99,6 +99,13 @@ class Files:
                 log.warning("  %s", line)
         assert loaded.snapshot is not None
         refusal = await self.app.serve_by(loaded.snapshot)
+        own = loaded.snapshot.services.get(self.app.settings.service)
+        limits = [route.rate_limit for route in own.routes] if own is not None else []
+        if refusal is None and any(each is not None and each.scope == "global" for each in limits):
+            log.warning(
+                "rate_limit.scope: global needs a control plane, and the policy comes from files: this instance "
+                "counts for itself, against the whole limit"
+            )
         return None if refusal is None else refusal.text
 
     def _identity_problem(self, error: IdentityError) -> None:
@@ -158,7 +165,16 @@ class Controlled:
     # -- what the stream gives us
 
     async def serve_by(self, snapshot: Any) -> Any:
-        return await self.app.serve_by(snapshot)
+        refusal = await self.app.serve_by(snapshot)
+        own = self._own
+        if refusal is None and own is not None:
+            self.app.assembly.limits.guess(len(own.endpoints) + (not self.registration.registered))
+        return refusal
+
+    def share(self, share: float | None) -> None:
+        limits = self.app.assembly.limits
+        if share is not None:  # one that is taken back holds until there is another
+            limits.tell(share)
 
     def ban(self, bans: frozenset[str]) -> None:
         self.app.world.ban(bans)
@@ -292,7 +308,9 @@ class Controlled:
         host, port = settings.advertise or ("", 0)
         if not host and bound[0] not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             host = bound[0]
-        return Instance(host, port or bound[1], self._ports(), settings.labels, settings.weight, settings.zone)
+        return Instance(
+            host, port or bound[1], self._ports(), settings.labels, settings.weight, settings.zone, settings.priority
+        )
 
     def _ports(self) -> dict[str, int]:
         own, apps = self._own, self.app.settings.apps
@@ -304,8 +322,12 @@ class Controlled:
         return found
 
     def _report(self) -> dict[str, Any]:
-        from sidecar.discovery.reports import breakers
+        from sidecar.discovery.reports import breakers, evidence
 
         world = self.app.world
         clusters = world.state.clusters
-        return {"edges": self.edges.take(clusters), "breakers": breakers(clusters, world.clock())}
+        told: dict[str, Any] = {"edges": self.edges.take(clusters), "breakers": breakers(clusters, world.clock())}
+        if told["breakers"]:
+            told["evidence"] = evidence(clusters)
+        demand = self.app.assembly.limits.take_demand(world.clock())
+        return told if demand is None else {**told, "demand": round(demand, 4)}

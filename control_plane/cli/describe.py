@@ -157,6 +157,29 @@ def _endpoints(data: Data, now: float) -> Block:
     return rows, ("ENDPOINT", "VERSION", "HEALTH", "BREAKERS", "WEIGHT", "CERTIFICATE", "SIDECAR", "")
 
 
+def _evidence(data: Data, now: float) -> Block:
+    """Why callers avoid an endpoint."""
+    rows: list[list[Cell]] = [
+        [str(each.get("address")), str(told.get("caller")), str(told.get("text"))]
+        for each in data.get("endpoints") or []
+        for told in each.get("evidence") or []
+    ]
+    return rows, ("ENDPOINT", "CALLER", "WHAT HAPPENED LAST")
+
+
+def _limit_shares(data: Data, now: float) -> Block:
+    """Of the global rate limits: what each instance may use, and what it was asked."""
+
+    def percent(value: Json) -> Cell:
+        return f"{100 * value:.1f}%" if isinstance(value, int | float) else "-"
+
+    rows: list[list[Cell]] = [
+        [str(each.get("address") or "-"), percent(each.get("share")), percent(each.get("demand")), str(each["sidecar"])]
+        for each in data.get("limit_shares") or []
+    ]
+    return rows, ("ENDPOINT", "SHARE", "DEMAND", "SIDECAR")
+
+
 def _routes(data: Data, now: float) -> Block:
     rows: list[list[Cell]] = [
         [str(each.get(key) or "-") for key in ("name", "match", "to", "tries", "source")]
@@ -209,6 +232,8 @@ def _edges(key: str, head: str) -> Callable[[Data, float], Block]:
 BLOCKS: Mapping[str, Callable[[Data, float], Block]] = {
     "Versions": _versions,
     "Endpoints": _endpoints,
+    "Avoided": _evidence,
+    "Global rate limits": _limit_shares,
     "Routes": _routes,
     "Callers": _edges("callers", "CALLER"),
     "Callees": _edges("callees", "CALLEE"),

@@ -38,6 +38,7 @@ ENDPOINT = Record(
         "healthy": Flag(),
         "reason": TEXT,
         "breakers": Listing(Record({"caller": TEXT, "state": TEXT})),
+        "evidence": Listing(Record({"caller": TEXT, "text": TEXT})),
         "certificate_not_after": Maybe(TIME),
     }
 )
@@ -114,6 +115,9 @@ SERVICE_ANSWER = Record(
         "owners": TEXTS,
         "versions": Listing(Record({"name": TEXT, "labels": LABELS, "endpoints": COUNT})),
         "endpoints": Listing(ENDPOINT),
+        "limit_shares": Listing(
+            Record({"sidecar": TEXT, "address": Maybe(TEXT), "share": RATE, "demand": Maybe(RATE)})
+        ),
         "routes": Listing(Record({"name": TEXT, "match": TEXT, "to": TEXT, "tries": TEXT, "source": TEXT})),
         "policy": Listing(
             Record({"key": TEXT, "value": TEXT, "level": TEXT, "source": TEXT, "overrode": Listing(ORIGIN)})

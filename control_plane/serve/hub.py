@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from control_plane.state.resources import ENDPOINTS, Resource, Resources
+from control_plane.state.resources import ENDPOINTS, SHARE, Resource, Resources
 
 PROTOCOL = (1, 0)
 HEARTBEAT_S = 5.0
@@ -67,8 +67,10 @@ class Stream:
     recent: deque[Told] = field(default_factory=deque)  # what `edges` is made of, the newest last
     edges_at: float = 0.0
     breakers: tuple[tuple[str, str, str], ...] = ()
+    evidence: tuple[tuple[str, str, str], ...] = ()
     wake: trio.Event = field(default_factory=trio.Event)
     fingerprint: str = ""  # of the certificate that opened it
+    demand: float | None = None  # of global rate limits; None: it has told none
 
     def rouse(self) -> None:
         self.wake.set()
@@ -100,6 +102,7 @@ class Hub:
         self.revision = 0  # of the store, as the resources have it
         self.policy = 0  # the newest revision at which the policy changed
         self.reported: set[str] = set()  # sidecars whose record in the store is out of date
+        self.shares: dict[str, Resource] = {}  # of global rate limits, by sidecar
         self.withheld = False  # the policy is not known: no push is made
         self._answered = trio.Event()
         self._pushes = 0
@@ -194,6 +197,9 @@ class Hub:
         """The lines of the next push; None where the sidecar holds everything that it should."""
         stream.dirty = False
         wanted = {each.name: each for each in self.resources.of(stream.service, stream.uses, stream.everything)}
+        share = self.shares.get(stream.id)
+        if share is not None and (stream.demand is not None or SHARE in stream.held):
+            wanted[SHARE] = share  # only who tells a demand knows what a share is
         fresh = [each for each in wanted.values() if stream.held.get(each.name) != each.version]
         removed = sorted(name for name in stream.held if name not in wanted)
         if not fresh and not removed:
@@ -209,6 +215,14 @@ class Hub:
                 self.reported.add(stream.id)
         stream.waiting = Push(nonce, self.revision, self.policy, frozenset(each.name for each in fresh), now)
         return push_lines(nonce, self.revision, self.policy, fresh, removed)
+
+    def put_shares(self, shares: Mapping[str, Resource]) -> None:
+        """The shares of rate limits, by sidecar, are these from now on."""
+        before, self.shares = self.shares, dict(shares)
+        for id, stream in self.streams.items():
+            if before.get(id) is not self.shares.get(id):
+                stream.dirty = True
+                stream.rouse()
 
     def answer(self, stream: Stream, nonce: str, rejected: Mapping[str, str]) -> bool:
         """Take an ACK or NACK; False: it answers nothing that is under way."""

@@ -30,10 +30,12 @@ HELLO_BYTES_MAX = 4 * 1024 * 1024
 KNOWN_S = 5.0
 LABELS_MAX, LABEL_LENGTH_MAX, PORTS_MAX = 32, 128, 32
 WEIGHT_MAX = 1000
+PRIORITY_MAX = 100
 REASON_LENGTH_MAX = 500
 EDGE_REQUESTS_MAX = 1e9
 BREAKERS_MAX = 200
-BREAKER_STATES = ("open", "half-open")
+BREAKER_STATES = ("open", "half-open", "ejected")
+EVIDENCE_LENGTH_MAX = 300
 LOGGED_MAX = 20  # rejections of one push
 BODY_S = 30.0
 NAME_LENGTH_MAX = 253
@@ -65,12 +67,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """`edges`: callee, requests, failures since the last one; `breakers`: service, endpoint, state."""
+    """`edges`: callee, requests, failures since the last one; `breakers`: service, endpoint, state; `evidence`:
+    service, endpoint, what happened to it last; `demand`: of global rate limits, as a part of them."""
 
     edges: tuple[tuple[str, float, float], ...] = ()
     breakers: tuple[tuple[str, str, str], ...] = ()
+    evidence: tuple[tuple[str, str, str], ...] = ()
     healthy: bool = True
     reason: str = ""
+    demand: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Registration:
     zone: str = ""
     healthy: bool = True
     reason: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +265,7 @@ class MeshApi:
             elapsed_s = max(1.0, now - stream.edges_at) if stream.edges_at else 5.0
             stream.edges_at = now
             self._observe(stream, beat, elapsed_s)
+            self.replica.limit_shares.heard(stream, beat.demand)
         name = f"{caller.service}/{caller.id}"
         instance: Instance | None = replica.state.get(INSTANCES, name)
         if instance is None:
@@ -282,6 +289,11 @@ class MeshApi:
             for name, address, state in beat.breakers[:BREAKERS_MAX]
             if name in known and state in BREAKER_STATES and _is_text(address, NAME_LENGTH_MAX + 10)
         )
+        stream.evidence = tuple(
+            (name, address, text)
+            for name, address, text in beat.evidence[:BREAKERS_MAX]
+            if name in known and _is_text(address, NAME_LENGTH_MAX + 10) and _is_text(text, EVIDENCE_LENGTH_MAX)
+        )
 
     async def _register(self, caller: Caller, receive: Receive) -> object:
         told = await _read(receive, Registration, BODY_BYTES_MAX)
@@ -295,6 +307,7 @@ class MeshApi:
             told.zone,
             told.healthy,
             "" if told.healthy else told.reason[:REASON_LENGTH_MAX],
+            priority=told.priority,
         )
         if not self.shares.change(caller.id):
             raise ApiError(429, "too_often", "this sidecar changes its registration all the time")
@@ -357,6 +370,8 @@ def _check_registration(told: Registration) -> None:
         problem = "a port is a number from 1 to 65535"
     elif not 0 < told.weight <= WEIGHT_MAX:
         problem = f"a weight is a number from 1 to {WEIGHT_MAX}"
+    elif not 0 <= told.priority <= PRIORITY_MAX:
+        problem = f"a priority is a number from 0 to {PRIORITY_MAX}"
     elif len(told.labels) > LABELS_MAX or len(told.ports) > PORTS_MAX:
         problem = f"at most {LABELS_MAX} labels and {PORTS_MAX} ports"
     elif not all(_is_text(text, LABEL_LENGTH_MAX) for pair in told.labels.items() for text in pair):

@@ -23,6 +23,7 @@ from control_plane.state.records import (
     OBSERVED,
     REPLICAS,
     ROOTS,
+    SHARES,
     SIDECARS,
     STATUS,
     Document,
@@ -141,7 +142,7 @@ async def service(call: Call) -> Json:
     problems = replica.catalogue.broken.get(f"services/{name}")
     edges = _edges(replica.state)
     callees = {callee for caller, callee in edges if caller == name} | found.calls.keys()
-    rows = list(_endpoints_of(replica, found, _breakers(replica.state)))
+    rows = list(_endpoints_of(replica, found, *_told(replica.state)))
     return {
         "name": name,
         "revision": replica.state.revision,
@@ -157,6 +158,7 @@ async def service(call: Call) -> Json:
             for version, labels in found.versions.items()
         ],
         "endpoints": rows,
+        "limit_shares": _limit_shares(replica, name),
         "routes": [_route(each) for each in found.routes],
         "policy": [_setting(key, origin) for key, origin in found.provenance.items()],
         "document": place(document) if document is not None else None,
@@ -164,6 +166,20 @@ async def service(call: Call) -> Json:
         "callers": [_neighbour(each, edges, (each, name)) for each in sorted(_callers(replica).get(name, ()))],
         "callees": [_neighbour(each, edges, (name, each)) for each in sorted(callees)],
     }
+
+
+def _limit_shares(replica: Replica, service: str) -> Json:
+    """How its instances divide its global rate limits."""
+    record = replica.state.get(SHARES, service)
+    if record is None:
+        return []
+    instances = replica.instances.get(service, {})
+    found = []
+    for id, share in sorted(record.shares.items()):
+        held = instances.get(id)
+        address = endpoint_key(held.record.host, held.record.port) if held is not None else None
+        found.append({"sidecar": id, "address": address, "share": share, "demand": record.demands.get(id)})
+    return found
 
 
 def known_service(replica: Replica, name: str) -> Service:
@@ -219,38 +235,42 @@ async def endpoints(call: Call) -> Json:
     wanted = replica.catalogue.snapshot.services
     if name is not None:
         wanted = {name: known_service(replica, name)}
-    breakers = _breakers(replica.state)
+    told = _told(replica.state)
     return {
         "revision": replica.state.revision,
-        "endpoints": [row for _, each in sorted(wanted.items()) for row in _endpoints_of(replica, each, breakers)],
+        "endpoints": [row for _, each in sorted(wanted.items()) for row in _endpoints_of(replica, each, *told)],
     }
 
 
-Breakers = Mapping[tuple[str, str], list[tuple[str, str]]]
+Told = Mapping[tuple[str, str], list[tuple[str, str]]]
 
 
-def _breakers(state: State) -> Breakers:
-    """What callers say of an endpoint, by service and address; of several sidecars of one caller, each state once."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+def _told(state: State) -> tuple[Told, Told]:
+    """What callers say of an endpoint, by service and address: the states of breakers and outliers, and the evidence;
+    of several sidecars of one caller, each state once."""
+    breakers: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    evidence: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for held in state.table(OBSERVED).values():
-        for caller, callee, address, condition in held.record.breakers:
-            told = found.setdefault((callee, address), [])
-            if (caller, condition) not in told:
-                told.append((caller, condition))
-    return found
+        for found, entries in ((breakers, held.record.breakers), (evidence, held.record.evidence)):
+            for caller, callee, address, what in entries:
+                told = found.setdefault((callee, address), [])
+                if (caller, what) not in told:
+                    told.append((caller, what))
+    return breakers, evidence
 
 
-def _endpoints_of(replica: Replica, service: Service, breakers: Breakers) -> Iterator[Json]:
+def _endpoints_of(replica: Replica, service: Service, breakers: Told, evidence: Told) -> Iterator[Json]:
     def row(host: str, port: int, labels: Mapping[str, str], weight: int, **rest: Json) -> Json:
         address = endpoint_key(host, port)
-        told = breakers.get((service.name, address), ())
+        states, texts = (told.get((service.name, address), ()) for told in (breakers, evidence))
         return {
             "service": service.name,
             "address": address,
             "version": _version(service, labels),
             "labels": dict(labels),
             "weight": weight,
-            "breakers": [{"caller": caller, "state": condition} for caller, condition in sorted(told)],
+            "breakers": [{"caller": caller, "state": condition} for caller, condition in sorted(states)],
+            "evidence": [{"caller": caller, "text": text} for caller, text in sorted(texts)],
             **rest,
         }
 

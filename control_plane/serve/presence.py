@@ -40,6 +40,7 @@ OBSERVE_S = 10.0
 BEHIND_S = 1.0  # who has not answered by then is named
 BEHIND_MAX = 1000
 EDGES_MAX = 5_000
+EVIDENCE_MAX = 200  # texts that are kept for people
 
 
 class Presence:
@@ -129,7 +130,8 @@ class Presence:
             busiest = sorted(rates(streams).items(), key=lambda item: -item[1][0])[:EDGES_MAX]
             edges = tuple((*edge, round(value[0], 2), round(value[1], 2)) for edge, value in sorted(busiest))
             breakers = sorted({(each.service, *breaker) for each in streams for breaker in each.breakers})
-            record = Observed(edges, tuple(breakers[:EDGES_MAX]))
+            evidence = sorted({(each.service, *text) for each in streams for text in each.evidence})
+            record = Observed(edges, tuple(breakers[:EDGES_MAX]), tuple(evidence[:EVIDENCE_MAX]))
             held = replica.state.get(OBSERVED, replica.settings.name)
             if record == (held if held is not None else Observed()) or not self.lease:
                 continue

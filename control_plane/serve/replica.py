@@ -36,6 +36,7 @@ from control_plane.state.records import (
     ROOTS,
     SERVICES,
     SETTLED,
+    SHARES,
     SIDECARS,
     TOKENS,
     Audit,
@@ -60,6 +61,7 @@ from .admission import own_roots
 from .housekeeping import Housekeeping
 from .hub import Hub
 from .leases import Leases
+from .limit_shares import LimitSharing
 from .presence import Presence
 from .reaper import Reaper
 
@@ -133,6 +135,7 @@ class Replica:
         self.policy_revision = 0
         self.presence = Presence(self)
         self.housekeeping = Housekeeping(self)
+        self.limit_shares = LimitSharing(self)
         self._pending = _Pending()
         self._wake = trio.Event()
         self._urgent = trio.Event()
@@ -172,6 +175,7 @@ class Replica:
                 self.presence.observe,
                 self.housekeeping.compact,
                 self.housekeeping.settle,
+                self.limit_shares.run,
             ):
                 nursery.start_soon(self._keep_going, task)
 
@@ -296,8 +300,12 @@ class Replica:
                 record = self.state.get(SIDECARS, name)
                 for service in self.instances if record is None else [record.service]:  # it may have been deleted
                     self.reaper.touch(service)
+            elif kind == SHARES:
+                self.limit_shares.stale = True
             elif kind == LIVE and name in self.hub.streams and self.state.get(LIVE, name) is None:
                 self.hub.reported.add(name)  # it went with another lease, or somebody has damaged it
+        if self.limit_shares.stale:
+            self.limit_shares.serve()
         if pending:
             now = trio.current_time()
             pending.last = now

@@ -119,6 +119,7 @@ class Instance:
     state: str = "up"
     changed: float = 0.0
     until: float = 0.0
+    priority: int = 0  # 0 serves first
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +191,29 @@ class ReplicaRecord:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What the sidecars of one replica report, for people; lives by the replica's lease. `edges`: caller, callee,
-    requests and failures a second; `breakers`: those that are not closed: caller, callee, endpoint, state."""
+    requests and failures a second; `breakers`: those that are not closed, and outliers: caller, callee, endpoint,
+    state; `evidence`: caller, callee, endpoint, what happened to it last."""
 
     edges: tuple[tuple[str, str, float, float], ...] = ()
     breakers: tuple[tuple[str, str, str, str], ...] = ()
+    evidence: tuple[tuple[str, str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitShares:
+    """How the instances of a service divide its global rate limits; by the replica that divides. `shares`: by sidecar,
+    parts of 1; `demands`: what each was asked when it was divided, where it was known."""
+
+    shares: Mapping[str, float] = field(default_factory=dict)
+    demands: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitDemands:
+    """What the sidecars of one replica are asked of global rate limits, for the replica that divides; lives by the
+    replica's lease. By sidecar, as a part of the whole limit."""
+
+    demands: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +235,7 @@ TOKENS, SIDECARS, ALIVE, LIVE = "tokens/", "sidecars/", "alive/", "live/"
 INSTANCES = "instances/"  # then service/sidecar
 SERVICES, CHANGES = "policy/services/", "policy/changes/"  # changes: ten digits, so that they sort
 REPLICAS, STATUS, OBSERVED, AUDIT = "replicas/", "status/", "observed/", "audit/"
+SHARES, DEMANDS = "shares/", "demands/"  # of rate limits: by service, by replica
 
 KINDS: Mapping[str, type[Any]] = {
     META: Meta,
@@ -235,6 +256,8 @@ KINDS: Mapping[str, type[Any]] = {
     STATUS: Status,
     OBSERVED: Observed,
     AUDIT: Audit,
+    SHARES: LimitShares,
+    DEMANDS: LimitDemands,
 }
 """The record that stands under each key; one that ends in a slash is a prefix."""
 

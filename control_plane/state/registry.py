@@ -77,6 +77,7 @@ def endpoints(static: Collection[EndpointSpec], instances: Mapping[str, Held[Ins
             weight=instance.weight,
             healthy=instance.healthy,
             zone=instance.zone,
+            priority=instance.priority,
         )
         for _, instance in sorted((name, held.record) for name, held in instances.items())
         if instance.state != "gone"

@@ -17,6 +17,7 @@ from sidecar.model.snapshot import EndpointSpec, Route, Service
 
 BUNDLE, BANS, NAMES = "bundle", "bans", "names"
 ENDPOINTS, SERVICE, OWN = "endpoints/", "service/", "own/"
+SHARE = "share"  # each sidecar has its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class LimitVerdict(Protocol):
 
 
 class Limiter(Protocol):
-    """A token bucket for each key."""
+    """A token bucket, or a sliding window, for each key."""
 
     def take(self, key: str, now: float) -> LimitVerdict: ...
 
@@ -50,7 +50,8 @@ class FilterContext:
     - `clock()`: seconds, monotonic; `random()`: a number in [0, 1)
     - `log(level, text)`: level is debug, info, warning or error; never blocks
     - `counter(name, help)`: a counter of the sidecar's metrics, shown as pillion_filter_NAME_total
-    - `limiter(requests, per_s, burst)`: token buckets by key, bounded in memory
+    - `limiter(requests, per_s, burst)`: token buckets by key, bounded in memory; further arguments are `algorithm`
+      (token-bucket or sliding-window) and `scope` (local, or global: of all instances of the service together)
     - `sleep(seconds)`: for asynchronous filters; cancelled when the request ends
     """
 
@@ -60,7 +61,7 @@ class FilterContext:
     random: Callable[[], float]
     log: Callable[[str, str], None]
     counter: Callable[[str, str], Counter]
-    limiter: Callable[[float, float, float], Limiter]
+    limiter: Callable[..., Limiter]
     sleep: Callable[[float], Any]
 
 

@@ -24,6 +24,7 @@ from .resources import (
     BUNDLE,
     NAMES,
     SERVICE,
+    SHARE,
     Holdings,
     ProtocolError,
     Push,
@@ -57,6 +58,7 @@ class Served(Protocol):
 
     def ban(self, bans: frozenset[str]) -> None: ...
     def name(self, names: frozenset[str] | None) -> None: ...
+    def share(self, share: float | None) -> None: ...
 
 
 class _Goodbye(Exception):
@@ -304,7 +306,9 @@ class ControlPlane:
                 self.served.ban(holdings.bans)
             if NAMES in taken.changed:
                 self.served.name(holdings.names)
-            if taken.changed - {BUNDLE, BANS, NAMES}:
+            if SHARE in taken.changed:
+                self.served.share(holdings.share)
+            if taken.changed - {BUNDLE, BANS, NAMES, SHARE}:
                 rejected |= await self._settle(taken, before)
             return rejected
 

@@ -34,6 +34,7 @@ class Instance:
     labels: Mapping[str, str] = field(default_factory=dict)
     weight: int = 1
     zone: str = ""
+    priority: int = 0  # 0 serves first
 
 
 class Registration:
@@ -102,6 +103,7 @@ class Registration:
             "ports": dict(instance.ports),
             "weight": instance.weight,
             "zone": instance.zone,
+            "priority": instance.priority,
             "healthy": self.healthy,
             "reason": self.reason,
         }

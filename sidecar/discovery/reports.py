@@ -1,19 +1,22 @@
-"""What a sidecar tells of the traffic that it sees: whom its service calls, and which breakers are not closed.
+"""What a sidecar tells of the traffic that it sees: whom its service calls, which endpoints it avoids, and why.
 
 Reads the clusters of the data path, which count for ever, and gives what came since the last time. Must not know where
 it goes. Invariant: what is told is never negative; an endpoint that left between two readings takes its uncounted
 failures with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from sidecar.policy.cluster import Cluster
+from sidecar.policy.endpoint import Endpoint
 
 Clusters = Mapping[tuple[str, str, str], Cluster]
 Key = tuple[str, str, str]
 
 EDGES_MAX = 1000
 BREAKERS_MAX = 200
+EVIDENCE_MAX = 50
+EVIDENCE_CHARS_MAX = 250
 
 
 class Edges:
@@ -46,11 +49,28 @@ class Edges:
 
 
 def breakers(clusters: Clusters, now: float) -> list[tuple[str, str, str]]:
-    """Callee, endpoint and state of each breaker that is not closed."""
+    """Callee, endpoint and state of each breaker that is not closed; "ejected" of each outlier."""
+    found = []
+    for service, endpoint in _avoided(clusters):
+        if endpoint.breaker.tripped:
+            found.append((service, endpoint.key, endpoint.breaker.state(now)))
+        if endpoint.ejected:
+            found.append((service, endpoint.key, "ejected"))
+    return found[:BREAKERS_MAX]
+
+
+def evidence(clusters: Clusters) -> list[tuple[str, str, str]]:
+    """Callee, endpoint and what happened last to each of these."""
     return [
-        (service, endpoint.key, endpoint.breaker.state(now))
-        for (side, service, _), cluster in clusters.items()
-        if side == "out"
-        for endpoint in cluster.endpoints.values()
-        if endpoint.breaker.tripped
-    ][:BREAKERS_MAX]
+        (service, endpoint.key, endpoint.events[0][:EVIDENCE_CHARS_MAX])
+        for service, endpoint in _avoided(clusters)
+        if endpoint.events
+    ][:EVIDENCE_MAX]
+
+
+def _avoided(clusters: Clusters) -> Iterator[tuple[str, Endpoint]]:
+    for (side, service, _), cluster in clusters.items():
+        if side == "out":
+            for endpoint in cluster.endpoints.values():
+                if endpoint.breaker.tripped or endpoint.ejected:
+                    yield service, endpoint

@@ -14,7 +14,7 @@ from sidecar.model.snapshot import EndpointSpec, Service, Snapshot
 
 Json = Any
 
-BUNDLE, BANS, NAMES = "bundle", "bans", "names"
+BUNDLE, BANS, NAMES, SHARE = "bundle", "bans", "names", "share"
 ENDPOINTS, SERVICE = "endpoints/", "service/"
 
 RESOURCES_MAX = 50_000
@@ -112,6 +112,7 @@ class Holdings:
         self.bundle: Bundle | None = None
         self.bans: frozenset[str] = frozenset()
         self.names: frozenset[str] | None = None
+        self.share: float | None = None  # of the global rate limits of our service; None: nobody has told
         self.endpoints: dict[str, tuple[EndpointSpec, ...]] = {}
         self.services: dict[str, Service] = {}
         self._joined: dict[str, tuple[Service, tuple[EndpointSpec, ...], Service]] = {}
@@ -160,6 +161,8 @@ class Holdings:
             self._joined.pop(service, None)
         elif name == BANS:
             self.bans = frozenset()
+        elif name == SHARE:
+            self.share = None
         return held is not None
 
     def _read(self, each: Resource, taken: Taken) -> None:
@@ -170,6 +173,8 @@ class Holdings:
             self.bans = _bans(data)
         elif name == NAMES:
             self.names = frozenset(_texts(data, "names"))
+        elif name == SHARE:
+            self.share = _share(data)
         elif name.startswith(ENDPOINTS):
             if not isinstance(data, list):
                 raise ProtocolError("endpoints are a list")
@@ -218,6 +223,13 @@ def _bans(data: Json) -> frozenset[str]:
     if not isinstance(data, dict):
         raise ProtocolError("bans are a map")
     return frozenset((*_texts(data.get("identities", []), "identities"), *_texts(data.get("certificates", []), "…")))
+
+
+def _share(data: Json) -> float:
+    share = data.get("share") if isinstance(data, dict) else None
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 < share <= 1.0:
+        raise ProtocolError("a share is a number above 0, 1 at most")
+    return float(share)
 
 
 def _texts(data: Json, what: str) -> list[str]:

@@ -40,6 +40,7 @@ from .snapshot import (
     Health,
     Limits,
     Mtls,
+    Outliers,
     PathHandling,
     Protocol,
     Retry,
@@ -140,15 +141,26 @@ BALANCE = Table(
     ),
 )  # fmt: skip
 
+_OUTLIERS = Outliers()
 OUTLIERS = Table(
     "outliers",
     (
-        Field("panic_threshold", Percent(), "Where a smaller share of the endpoints is healthy, health is not asked "
-              "any more; `0%`: it always is.", _BALANCING.panic_threshold),
-        *(Field(key, Anything(), "", later="P0202")
-          for key in ("stdev_factor", "interval", "eject_for", "max_eject_for", "max_ejected")),
+        Field("stdev_factor", Number(0, 100, whole=False), "An endpoint whose success rate is so many standard "
+              "deviations below the mean of all is ejected.", _OUTLIERS.stdev_factor),
+        Field("interval", Duration(min_s=0.1, max_s=3600), "How long is counted before endpoints are compared: those, "
+              "5 at least, that have had 100 requests each.", _OUTLIERS.interval_s),
+        Field("eject_for", _TIME, "How long the first ejection lasts; the second lasts twice as long, and so on.",
+              _OUTLIERS.eject_for_s),
+        Field("max_eject_for", _TIME, "Longest ejection.", _OUTLIERS.max_eject_for_s),
+        Field("max_ejected", Percent(), "How many of the endpoints may be ejected at once; at least one of two or "
+              "more. `0%`: nobody.", _OUTLIERS.max_ejected),
+        Field("panic_threshold", Percent(), "Where a smaller share of the endpoints is healthy and not ejected, "
+              "neither is asked any more; `0%`: both always are.", _BALANCING.panic_threshold),
     ),
+    doc="Ejection is off until any of these keys but `panic_threshold` is stated; the others are then as built in.",
 )  # fmt: skip
+OUTLIER_KEYS = frozenset(f"outliers.{each.key}" for each in OUTLIERS.fields if each.key != "panic_threshold")
+"""Whatever states one of these turns ejection on."""
 
 RATE_LIMIT = Table(
     "rate_limit",
@@ -156,12 +168,14 @@ RATE_LIMIT = Table(
         Field("requests", Number(1, 10_000_000), "Requests allowed in each `per`. Needed for a limit.",
               builtin_text="no limit"),
         Field("per", Duration(min_s=0.1, max_s=86400), "The period.", 1.0),
-        Field("burst", Number(1, 10_000_000), "Requests allowed at once.", builtin_text="as requests"),
+        Field("burst", Number(1, 10_000_000), "Requests allowed at once; a sliding window has none.",
+              builtin_text="as requests"),
         Field("key", Text("caller, address, header:NAME or none", words.rate_key, 256,
                           "^(caller|address|none|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+)$"),
               "What has a bucket of its own: `caller`, `address`, `header:NAME`; `none` is one for all.", "none"),
-        Field("algorithm", Choice(("token-bucket",), {"sliding-window": "P0208"}), "How requests are counted.",
-              "token-bucket"),
+        Field("algorithm", Choice(("token-bucket", "sliding-window")), "How requests are counted.", "token-bucket"),
+        Field("scope", Choice(("local", "global")), "Whose limit it is: `local`, of each instance of the callee; "
+              "`global`, of all of them together (by shares from the control plane).", "local"),
     ),
 )  # fmt: skip
 
@@ -240,7 +254,7 @@ HEALTH = Table(
 _TRAFFIC = (
     Field("timeout", TIMEOUT, "Deadlines."),
     Field("retry", RETRY, "Retries, by the caller's sidecar."),
-    Field("rate_limit", RATE_LIMIT, "Token bucket, by the callee's sidecar."),
+    Field("rate_limit", RATE_LIMIT, "Requests in a time, counted by the callee's sidecar."),
     Field("filters", FILTERS, "Filters, in this order.", ()),
 )
 """Settings of a route, which every level may state."""

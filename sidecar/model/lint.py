@@ -4,13 +4,16 @@ Works on a whole Snapshot, by the provenance of its values. Only what is certain
 change anything. Of values that many routes inherit, one warning is given, at the place that states them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Set
 
+from .fields import OUTLIER_KEYS
 from .forms import GRPC_STATUSES
 from .problems import Sink
 from .snapshot import (
     NONE,
+    OUTLIER_ENDPOINTS_MIN,
     AuthzLevel,
     Level,
     Match,
@@ -211,6 +214,7 @@ def _inert(service: Service, sink: Sink) -> None:
                 help="add labels to an address; until then requests for the version are refused",
             )
     _inert_balancing(service, sink)
+    _inert_outliers(service, sink)
     if service.ports and all(port.protocol is Protocol.TCP for port in service.ports):
         _tcp_only(service, sink)
 
@@ -241,6 +245,42 @@ def _inert_balancing(service: Service, sink: Sink) -> None:
     if addresses and len({each.priority for each in addresses}) == 1 and addresses[0].priority:
         message = f"`priority` never acts: every address of `{service.name}` has {addresses[0].priority}"
         sink.warning("P0305", message, service.source)
+
+
+def _inert_outliers(service: Service, sink: Sink) -> None:
+    """Ejection that ejects nobody, or that panic takes back at once."""
+    policy, origins = service.outliers, service.provenance
+    if policy is None:
+        return
+    name = f"`outliers` of `{service.name}`"
+    stated = [origins[key] for key in sorted(OUTLIER_KEYS)]
+    factor, most, first, longest, panic = (
+        origins[f"outliers.{key}"]
+        for key in ("stdev_factor", "max_ejected", "eject_for", "max_eject_for", "panic_threshold")
+    )
+    own = [each for each in stated if each.level in _OWN]
+    addresses = sum(1 for each in service.endpoints if each.weight)
+    if not policy.max_ejected:
+        if any(each is not most and each.level is most.level for each in stated):  # else it switches them off
+            sink.warning("P0305", f"{name} never act: `max_ejected` is 0%", most.source)
+    elif own and 0 < addresses < OUTLIER_ENDPOINTS_MIN:
+        has = "one address" if addresses == 1 else f"{addresses} addresses"
+        message = f"{name} never act: it has {has}, and fewer than {OUTLIER_ENDPOINTS_MIN} are not compared"
+        sink.warning("P0305", message, _stated(*own), help="circuit_breaker.success_rate judges each by itself")
+    elif own and addresses and policy.stdev_factor >= math.sqrt(addresses - 1):
+        message = (
+            f"{name} never act: of {addresses} endpoints none can be {policy.stdev_factor:g} standard deviations "
+            "below the mean"
+        )
+        limit = math.floor(math.sqrt(addresses - 1) * 100) / 100
+        sink.warning("P0305", message, _stated(factor, *own), help=f"a `stdev_factor` under {limit:g} can act")
+    if policy.max_eject_for_s < policy.eject_for_s:
+        message = f"`outliers.eject_for` ({first.value}) never holds: `max_eject_for` is {longest.value}"
+        sink.warning("P0305", message, _stated(first, longest))
+    if 100.0 - policy.max_ejected < service.balancing.panic_threshold:
+        message = f"`outliers.max_ejected` ({most.value}) may bring panic, in which ejected endpoints serve again"
+        help = f"`panic_threshold` is {panic.value}: lower one of the two, so that they add up to 100% at most"
+        sink.warning("P0305", message, _stated(most, panic), help=help)
 
 
 def _tcp_only(service: Service, sink: Sink) -> None:

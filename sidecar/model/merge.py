@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .fields import BUDGET, SETTINGS, walk
+from .fields import BUDGET, OUTLIER_KEYS, SETTINGS, walk
 from .forms import failures_and_statuses
 from .kinds import RESET, Block, Clamp, Stated
 from .snapshot import (
@@ -21,6 +21,7 @@ from .snapshot import (
     Level,
     Limits,
     Origin,
+    Outliers,
     RateLimit,
     Retry,
     Timeouts,
@@ -33,6 +34,9 @@ _HIDDEN = {
     "timeout.total": ("timeout.total_grpc", Timeouts().of_grpc_s),
 }
 """Values that follow another, with a built-in of their own."""
+
+_EJECTING = "outliers.stated"
+"""Holds those of OUTLIER_KEYS that a level states and no closer one resets."""
 
 LEAVES: Mapping[str, Field] = dict(walk(SETTINGS))
 
@@ -48,7 +52,7 @@ def _built_in(path: str, declared: Field) -> Origin:
 
 
 BUILT_IN_SETTINGS = Effective(
-    {path: declared.builtin for path, declared in LEAVES.items()} | dict(_HIDDEN.values()),
+    {path: declared.builtin for path, declared in LEAVES.items()} | dict(_HIDDEN.values()) | {_EJECTING: frozenset()},
     {path: _built_in(path, declared) for path, declared in LEAVES.items()},
 )
 
@@ -79,6 +83,9 @@ def apply(below: Effective, level: Level, block: Block | None, table: Table) -> 
             value = each.value
             if hidden:
                 values[hidden] = value
+        if path in OUTLIER_KEYS and not isinstance(each.value, Clamp):
+            stated_keys: frozenset[str] = values[_EJECTING]
+            values[_EJECTING] = stated_keys - {path} if each.value is RESET else stated_keys | {path}
         text = BUILT_IN_SETTINGS.origins[path].value if each.value is RESET else LEAVES[path].kind.format(value)
         values[path] = value
         origins[path] = Origin(text, level, each.key.source, (_alone(before), *before.overrode))
@@ -179,6 +186,28 @@ def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
     )
 
 
+def outliers_of(effective: Effective) -> Outliers | None:
+    """None where no level states how they are ejected."""
+    values = effective.values
+    if not values[_EJECTING]:
+        return None
+    return Outliers(
+        stdev_factor=values["outliers.stdev_factor"],
+        interval_s=values["outliers.interval"],
+        eject_for_s=values["outliers.eject_for"],
+        max_eject_for_s=values["outliers.max_eject_for"],
+        max_ejected=values["outliers.max_ejected"],
+    )
+
+
+def provenance_of(effective: Effective) -> Mapping[str, Origin]:
+    """Of everything; what does not act, because ejection is off, says so."""
+    if effective.values[_EJECTING]:
+        return effective.origins
+    off = {path: replace(effective.origins[path], value="off") for path in OUTLIER_KEYS}
+    return {**effective.origins, **off}
+
+
 def health_of(effective: Effective) -> Health | None:
     """Of several ways to check the one that the strongest level states; None where no level states anything."""
     values, origins = effective.values, effective.origins
@@ -211,6 +240,8 @@ def rate_limit_of(effective: Effective) -> RateLimit | None:
         burst=requests if values["rate_limit.burst"] is None else values["rate_limit.burst"],
         key=None if key == "none" else key.lower(),
         source=effective.origins["rate_limit.requests"].source,
+        algorithm=values["rate_limit.algorithm"],
+        scope=values["rate_limit.scope"],
     )
 
 

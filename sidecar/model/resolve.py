@@ -18,6 +18,8 @@ from .merge import (
     circuit_breaker_of,
     health_of,
     limits_of,
+    outliers_of,
+    provenance_of,
     timeouts_of,
 )
 from .problems import Sink
@@ -130,6 +132,7 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
         balancing=_balancing(block, final, sink),
         limits=limits_of(final),
         circuit_breaker=circuit_breaker_of(final),
+        outliers=outliers_of(final),
         timeouts=timeouts_of(final),
         authz=(*rules, ceiling) if ceiling is not None else rules,
         mtls=values["mtls"],
@@ -138,7 +141,7 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
         health=_health(name, final, ports, sink),
         owners=block.get("owners") or (),
         source=stated.key.source,
-        provenance=final.origins,
+        provenance=provenance_of(final),
     )
 
 

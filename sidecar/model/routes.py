@@ -121,7 +121,7 @@ def check_settings(effective: Effective, sink: Sink) -> None:
         return
     precedence = list(Level).index
     known = precedence(effective.origins["rate_limit.requests"].level)  # where null may have switched it off
-    for path in ("rate_limit.per", "rate_limit.burst", "rate_limit.key"):
+    for path in ("rate_limit.per", "rate_limit.burst", "rate_limit.key", "rate_limit.algorithm", "rate_limit.scope"):
         origin = effective.origins[path]
         if origin.level in (Level.SERVICE, Level.ROUTE) and precedence(origin.level) > known:
             sink.error("P0109", "`rate_limit` needs `requests`", origin.source, help="for example requests: 100")

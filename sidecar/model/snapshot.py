@@ -155,6 +155,29 @@ class CircuitBreaker:
     success_rate: float | None = None  # percent
 
 
+OUTLIER_ENDPOINTS_MIN = 5  # among fewer nobody is an outlier
+OUTLIER_REQUESTS_MIN = 100  # in one interval: below that a success rate says little
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """Statistical ejection: every `interval_s` the success rates of a service's endpoints are compared, of those that
+    have had OUTLIER_REQUESTS_MIN requests, if they are OUTLIER_ENDPOINTS_MIN or more."""
+
+    stdev_factor: float = 1.9
+    interval_s: float = 10.0
+    eject_for_s: float = 30.0
+    max_eject_for_s: float = 300.0
+    max_ejected: float = 50.0  # percent
+
+    def ejected_max(self, endpoints: int) -> int:
+        """How many of so many may be ejected at once: one at least of two or more, unless it is 0 %."""
+        if self.max_ejected <= 0.0:
+            return 0
+        share = math.floor(self.max_ejected * endpoints / 100.0 + 1e-9)
+        return max(share, 1) if endpoints > 1 else share
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """How a sidecar checks its own application. `http`: the path to ask for; `grpc`: the service to ask for by gRPC's
@@ -176,6 +199,8 @@ class RateLimit:
     burst: int
     key: str | None = None  # None, "caller", "address" or "header:NAME"
     source: Source = BUILT_IN
+    algorithm: str = "token-bucket"  # or "sliding-window"
+    scope: str = "local"  # each instance for itself; or "global"
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +408,7 @@ class Service:
     balancing: Balancing = Balancing()
     limits: Limits = Limits()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+    outliers: Outliers | None = None  # None: nobody is ejected
     timeouts: Timeouts = Timeouts()  # for TCP ports; routes carry their own
     authz: tuple[AuthzLevel, ...] = ()  # for TCP ports; routes carry their own
     mtls: Mtls = Mtls.STRICT

@@ -53,6 +53,8 @@ def _rate_limit(limit: RateLimit) -> FilterUse:
         "per_s": limit.per_s,
         "burst": limit.burst,
         "key": limit.key or "none",
+        "algorithm": limit.algorithm,
+        "scope": limit.scope,
     }
     return FilterUse("rate-limit", config, "in", source=limit.source)
 

@@ -1,4 +1,4 @@
-"""The filter `rate-limit`: a token bucket for each caller, address or header value, or one for all.
+"""The filter `rate-limit`: a token bucket or a sliding window for each caller, address or header value, or one for all.
 
 A refusal says when to come back, in Retry-After (RFC 9110, 10.2.3) and in the fields RateLimit and RateLimit-Policy
 (draft-ietf-httpapi-ratelimit-headers).
@@ -15,12 +15,15 @@ _CEILING_SLACK_S = 1e-6  # 6.0000000001 seconds are six
 
 @dataclass(frozen=True)
 class Settings:
-    """`burst` None: as `requests`. `key`: none, caller, address or header:NAME."""
+    """`burst` None: as `requests`; a sliding window has none. `key`: none, caller, address or header:NAME. `algorithm`:
+    token-bucket or sliding-window. `scope`: local or global (of this instance, or all of the service together)."""
 
     requests: int
     per_s: float = 1.0
     burst: int | None = None
     key: str = "none"
+    algorithm: str = "token-bucket"
+    scope: str = "local"
 
     def __post_init__(self) -> None:
         if self.requests < 1:
@@ -29,6 +32,10 @@ class Settings:
             raise ValueError("per_s must be between 0.001 and 86400")
         if self.burst is not None and self.burst < 1:
             raise ValueError("burst must be at least 1")
+        if self.algorithm not in ("token-bucket", "sliding-window"):
+            raise ValueError(f'"{self.algorithm}" is not an algorithm: token-bucket or sliding-window')
+        if self.scope not in ("local", "global"):
+            raise ValueError(f'"{self.scope}" is not a scope: local or global')
         key_of(self.key)
 
 
@@ -63,7 +70,8 @@ class RateLimit(Filter):
 
     async def open(self, context: FilterContext) -> None:
         await super().open(context)
-        self._limiter = context.limiter(self.config.requests, self.config.per_s, self._burst)
+        config = self.config
+        self._limiter = context.limiter(config.requests, config.per_s, self._burst, config.algorithm, config.scope)
 
     def on_request(self, request: Request) -> Reply | None:
         verdict = self._limiter.take(self._key(request), self.context.clock())

@@ -101,19 +101,20 @@ class Breaker:
             self._rate.add(True, now)
             self._judge_rate(now)
 
-    def failure(self, generation: int, now: float, rnd: Callable[[], float]) -> None:
+    def failure(self, generation: int, now: float, rnd: Callable[[], float], what: str = "") -> None:
+        """`what`: what failed, in a word, for the evidence."""
         if generation != self.generation:
             return
         self._rnd = rnd
         if self.tripped:
             if self._judge(now):
-                self._open(now, "the probe failed")
+                self._open(now, f"the probe failed: {what}" if what else "the probe failed")
             return
         self.failures += 1
         if self._rate is not None:
             self._rate.add(False, now)
         if self.failures >= self.config.consecutive_failures:
-            self._open(now, f"{self.failures} consecutive failures")
+            self._open(now, f"{self.failures} consecutive failures" + (f", the last {what}" if what else ""))
         else:
             self._judge_rate(now)
 

@@ -15,6 +15,7 @@ from sidecar.model.snapshot import (
     CircuitBreaker,
     EndpointSpec,
     Limits,
+    Outliers,
     Redirect,
     Respond,
     Retry,
@@ -29,6 +30,7 @@ from .budget import Budget
 from .endpoint import Endpoint, endpoint_key
 from .hashing import KeyOf
 from .levels import panics
+from .outliers import Detector
 from .slow_start import Warmup
 from .sticky import Sticky
 from .weights import Weighted
@@ -68,12 +70,18 @@ class Cluster:
         "cancelled",
         "connections",
         "counts",
+        "ejections",
+        "ejections_capped",
         "endpoints",
         "feedback",
         "limits",
         "name",
+        "outlier_events",
+        "outliers",
         "overflows",
         "panic",
+        "panic_events",
+        "panic_threshold",
         "pool_idle_s",
         "resends",
         "retries",
@@ -90,12 +98,17 @@ class Cluster:
         self.endpoints: dict[str, Endpoint] = {}
         self.waiters: deque[Any] = deque()
         self.breaker_events: Callable[[Endpoint, str], None] | None = None
+        self.outlier_events: Callable[[Endpoint, str], None] | None = None
+        self.panic_events: Callable[[str], None] | None = None
+        self.outliers: Detector | None = None
+        self.ejections = self.ejections_capped = 0
         self.balancer: Any = None  # sidecar.api.Balancer
         self.feedback: Any = None  # the same, where it wants to be told of attempts
         self.subsets: dict[str, tuple[object, Subset]] = {}  # by version, with what each was made of
         self.counts = Counts()
         self.warmup = Warmup()
         self.panic = False  # whether health is asked no more, because too few are well
+        self.panic_threshold = 50.0
         self.pool_idle_s = 60.0
         self.active = self.connections = 0
         self.attempts = self.retries = self.resends = self.cancelled = self.overflows = self.budget_exhausted = 0
@@ -150,8 +163,42 @@ class Cluster:
                 endpoint.memo = None
         self.feedback = balancing.balancer if balancing.told else None
 
+    def eject_outliers(self, policy: Outliers | None, now: float) -> None:
+        """How outliers are judged from now on; None: not at all, and whoever is ejected comes back."""
+        detector = self.outliers
+        if policy is None:
+            if detector is not None:
+                self.outliers = None
+                detector.release()
+            return
+        if detector is None:
+            detector = self.outliers = Detector(policy, now, self._outlier)
+        detector.configure(policy, self.endpoints.values(), now)
+
+    def step(self, now: float) -> None:
+        """What is due of the outliers: somebody watches `outliers.due`, for no request comes by here."""
+        detector = self.outliers
+        if detector is not None and now >= detector.due and detector.step(now):
+            self.judge_panic(self.panic_threshold)
+
+    def _outlier(self, endpoint: Endpoint, text: str) -> None:
+        self.counts.turn += 1
+        if endpoint.ejected:
+            self.ejections += 1
+        elif text.startswith("spared"):
+            self.ejections_capped += 1
+        if self.outlier_events is not None:
+            self.outlier_events(endpoint, text)
+
+    @property
+    def ejected(self) -> int:
+        """Endpoints that are left out as outliers now."""
+        return self.outliers.ejected if self.outliers is not None else 0
+
     def judge_panic(self, threshold: float) -> str:
-        """Whether so few endpoints are well that health is not asked; what to say where that has changed, else ""."""
+        """Whether so few endpoints are usable that health and ejection are not asked; what to say where that has
+        changed, else "". Whoever listens is told."""
+        self.panic_threshold = threshold
         levels: dict[int, list[bool]] = {}
         for endpoint in self.endpoints.values():
             if endpoint.stated_weight > 0:
@@ -161,9 +208,17 @@ class Cluster:
         if before is self.panic:
             return ""
         well, total = sum(map(sum, levels.values())), sum(map(len, levels.values()))
-        if not self.panic:
-            return f"panic is over: {well} of {total} endpoints are healthy"
-        return f"panic: {well} of {total} endpoints are healthy, under {threshold:g}%: health is not asked any more"
+        ejected = f" ({self.ejected} ejected)" if self.ejected else ""
+        if self.panic:
+            text = (
+                f"panic: {well} of {total} endpoints are healthy{ejected}, under {threshold:g}%: "
+                "health is not asked any more"
+            )
+        else:
+            text = f"panic is over: {well} of {total} endpoints are healthy{ejected}"
+        if self.panic_events is not None:
+            self.panic_events(text)
+        return text
 
     @property
     def panic_picks(self) -> int:

@@ -12,6 +12,7 @@ from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Tls
 from .breaker import Breaker
 
 UNIX = "unix:"
+EVENTS_MAX = 4
 
 
 def endpoint_key(host: str, port: int) -> str:
@@ -22,17 +23,19 @@ def endpoint_key(host: str, port: int) -> str:
 
 
 class Endpoint:
-    """`active` counts attempts in flight and is written by the exchange alone; `healthy` is what the snapshot last
-    said of it. `identity` is the SPIFFE ID that must answer, `sni` the server name to ask for; whoever knows the
-    service completes them. `http2`: the application there speaks HTTP/2 without being asked; between sidecars it says
-    nothing. `weight` is what balancers go by: the stated one, or less while the endpoint starts slowly; `memo` is the
-    balancer's."""
+    """`active` counts attempts in flight and is written by the exchange alone. `healthy` is what balancing goes by:
+    what the snapshot last said of it (`stated_healthy`), and not `ejected` as an outlier. `identity` is the SPIFFE ID
+    that must answer, `sni` the server name to ask for; whoever knows the service completes them. `http2`: the
+    application there speaks HTTP/2 without being asked; between sidecars it says nothing. `weight` is what balancers go
+    by: the stated one, or less while the endpoint starts slowly; `memo` is the balancer's."""
 
     __slots__ = (
         "active",
         "address",
         "breaker",
         "dials",
+        "ejected",
+        "events",
         "failures",
         "healthy",
         "host",
@@ -47,8 +50,10 @@ class Endpoint:
         "port",
         "priority",
         "sni",
+        "stated_healthy",
         "stated_weight",
         "successes",
+        "throttled",
         "tls",
         "version",
         "weight",
@@ -76,9 +81,12 @@ class Endpoint:
         self.idle: list[Any] = []  # last in, first out, so that spare connections age and close
         self.dials: Any = None  # the connections being made, likewise the proxy's
         self.muxes: Any = None  # the multiplexed ones, and who waits for them
-        self.healthy = spec.healthy
+        self.healthy = self.stated_healthy = spec.healthy
+        self.ejected = False
         self.successes = 0
         self.failures = 0
+        self.events: tuple[str, ...] = ()  # what has happened to it, for people, the latest first
+        self.throttled = 0  # 429 and RESOURCE_EXHAUSTED: neither of the two
 
     @property
     def placeholder(self) -> bool:
@@ -92,7 +100,22 @@ class Endpoint:
         self.weight = self.stated_weight = spec.weight
         self.zone, self.priority = spec.zone, spec.priority
         self.identity = spec.identity
-        self.healthy = spec.healthy
+        self.stated_healthy = spec.healthy
+        self.healthy = spec.healthy and not self.ejected
+
+    def eject(self) -> None:
+        """It serves worse than its peers, and is left out."""
+        self.ejected = True
+        self.healthy = False
+
+    def readmit(self) -> None:
+        """Its ejection is over; whether it is well is another matter."""
+        self.ejected = False
+        self.healthy = self.stated_healthy
+
+    def note(self, line: str) -> None:
+        """Something has happened to it that people may ask for."""
+        self.events = (line, *self.events[: EVENTS_MAX - 1])
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.key} active={self.active}>"

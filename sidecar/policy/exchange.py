@@ -214,7 +214,7 @@ class Exchange:
         the first byte of this response; with REFUSED, that it was going away. A refusal says nothing of the endpoint's
         health: the server is up, and has told us in good order that it has not begun."""
         if self.begun:
-            self._blame(now)
+            self._blame(now, failure.value)
             self._finish(Outcome.CUT_SHORT, now)
             return CUT
         connect, refused = failure is Failure.CONNECT, failure is Failure.REFUSED
@@ -228,12 +228,12 @@ class Exchange:
             return SEND
         outcome = OF_FAILURE[failure]
         retry = self.replayable if connect or refused else self._covered("reset", outcome)
-        judge = self._neutral if refused else self._blame
-        if retry and self._take_retry(now):
-            judge(now)
-            return WAIT
-        judge(now)
-        return self._answer(outcome, now)
+        waits = retry and self._take_retry(now)
+        if refused:
+            self._neutral(now)
+        else:
+            self._blame(now, failure.value)
+        return WAIT if waits else self._answer(outcome, now)
 
     def refused(self, outcome: Outcome, now: float) -> Do:
         """This sidecar itself could not go on (a full queue, say): answered at once, nobody blamed."""
@@ -430,11 +430,13 @@ class Exchange:
             breaker.neutral(self.generation, now)
             result = "neutral"
         elif status == 429 or grpc_status == Grpc.RESOURCE_EXHAUSTED:
+            endpoint.throttled += 1
             breaker.throttled(self.generation, now, self.rnd)
             result = "throttled"
         elif (grpc_status in GRPC_FAILURES) if self.grpc else (status >= 500 and status != 501):
             endpoint.failures += 1
-            breaker.failure(self.generation, now, self.rnd)
+            what = str(status) if grpc_status is None else Grpc(grpc_status).name
+            breaker.failure(self.generation, now, self.rnd, what)
             result = "failure"
         else:
             endpoint.successes += 1
@@ -443,11 +445,11 @@ class Exchange:
         if self.feedback is not None:
             self._tell(result, now)
 
-    def _blame(self, now: float) -> None:
+    def _blame(self, now: float, what: str = "timeout") -> None:
         endpoint = self.endpoint
         if endpoint is not None:
             endpoint.failures += 1
-            endpoint.breaker.failure(self.generation, now, self.rnd)
+            endpoint.breaker.failure(self.generation, now, self.rnd, what)
             if self.feedback is not None:
                 self._tell("failure", now)
             self._leave()

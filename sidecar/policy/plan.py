@@ -154,6 +154,7 @@ class Surroundings:
     balancer: FindBalancer
     on_breaker: Callable[[Cluster, Endpoint, str], None] | None = None
     on_panic: Callable[[Cluster, str], None] | None = None
+    on_outlier: Callable[[Cluster, Endpoint, str], None] | None = None
     zone: str = ""  # where this sidecar is
 
 
@@ -217,6 +218,7 @@ class _Compiler:
             if key not in self.clusters:
                 self.stale.extend(cluster.endpoints.values())
                 cluster.endpoints = {}  # what is still being made for it is not kept
+                cluster.outliers = None
         self.state.clusters = self.clusters
         own_hosts = frozenset(_hosts_of(service))
         foreign = (host for s in snapshot.services.values() if s.name != own for host in _hosts_of(s))
@@ -304,9 +306,10 @@ class _Compiler:
             cluster.budget = self.budgets.setdefault((side, service.name), cluster.budget)  # one for all its ports
         cluster.limits = limits
         cluster.budget.configure(retry.budget.percent, retry.budget.min_per_second)
-        on_breaker = self.around.on_breaker
-        if on_breaker is not None:
-            cluster.breaker_events = partial(on_breaker, cluster)
+        around = self.around
+        cluster.breaker_events = partial(around.on_breaker, cluster) if around.on_breaker is not None else None
+        cluster.outlier_events = partial(around.on_outlier, cluster) if around.on_outlier is not None else None
+        cluster.panic_events = partial(around.on_panic, cluster) if around.on_panic is not None else None
         self.clusters[key] = cluster
         return cluster
 
@@ -322,9 +325,8 @@ class _Compiler:
         )  # fmt: skip
         cluster.balance_by(self.balancing[service.name])
         cluster.subsets = {name: held for name, held in cluster.subsets.items() if not name or name in service.versions}
-        panic = cluster.judge_panic(service.balancing.panic_threshold)
-        if panic and self.around.on_panic is not None:
-            self.around.on_panic(cluster, panic)
+        cluster.eject_outliers(service.outliers, self.now)
+        cluster.judge_panic(service.balancing.panic_threshold)
         return cluster
 
     def _app_cluster(self, service: Service, port: Port) -> Cluster:

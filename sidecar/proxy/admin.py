@@ -53,6 +53,7 @@ class AdminSources:
     config: Callable[[], object]  # JSON data, without secrets
     clusters: Callable[[], Iterable[Row]]  # a row for each endpoint; read in slices, so must tolerate changes
     set_log_level: Callable[[str], None]  # ValueError where there is no such level
+    events: Callable[[], Iterable[Row]] = tuple  # what has happened to endpoints, the latest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class Admin:
             "/readyz": (self._readyz, "200 when ready for traffic; 503 names what is missing"),
             "/metrics": (self._metrics, "Prometheus or OpenMetrics, by Accept"),
             "/config": (self._config, "the configuration in force, JSON"),
+            "/events": (self._events, "what breakers, outliers and panic did last; JSON, or ?format=text"),
             "/clusters": (self._clusters, "services and endpoints; JSON, or a table with ?format=text"),
         }
         self._changes: dict[str, tuple[Callable[[_Call], _Answer], str]] = {
@@ -195,13 +197,18 @@ class Admin:
         return _Answer(200, JSON_TYPE, json_slices(self._sources.config()))
 
     def _clusters(self, call: _Call) -> _Answer:
+        return self._rows(call, self._sources.clusters(), "no endpoints")
+
+    def _events(self, call: _Call) -> _Answer:
+        return self._rows(call, self._sources.events(), "nothing yet")
+
+    def _rows(self, call: _Call, rows: Iterable[Row], empty: str) -> _Answer:
         wanted = call.query.get("format", [""])[-1]
         if wanted not in ("", "text", "json"):
             raise _Refused(400, f"unknown format {wanted[:40]!r}: give text or json")
-        rows = self._sources.clusters()
         plain = quality(call.accept, "text", "plain") > quality(call.accept, "application", "json")
         if wanted == "text" or (not wanted and plain):
-            return _Answer(200, PLAIN_TYPE, table_slices(rows))
+            return _Answer(200, PLAIN_TYPE, table_slices(rows, empty))
         return _Answer(200, JSON_TYPE, row_slices(rows))
 
     def _log_level(self, call: _Call) -> _Answer:

@@ -57,7 +57,7 @@ def row_slices(rows: Iterable[Row]) -> Iterator[bytes]:
     yield "".join((*lines, "[]\n" if before == "[" else "\n]\n")).encode()
 
 
-def table_slices(rows: Iterable[Row]) -> Iterator[bytes]:
+def table_slices(rows: Iterable[Row], empty: str = "no endpoints") -> Iterator[bytes]:
     """A plain table; the columns are the keys of all rows in the order of their first appearance."""
     widths: dict[str, int] = {}
     cells: list[dict[str, str]] = []
@@ -69,7 +69,7 @@ def table_slices(rows: Iterable[Row]) -> Iterator[bytes]:
         if len(cells) % ROWS_PER_SLICE == 0:
             yield b""  # a pause
     head = "  ".join(f"{name.upper():<{width}}" for name, width in widths.items()).rstrip()
-    yield f"{head or 'no endpoints'}\n".encode()
+    yield f"{head or empty}\n".encode()
     for start in range(0, len(cells), ROWS_PER_SLICE):
         yield "".join(
             "  ".join(f"{texts.get(name, '-'):<{width}}" for name, width in widths.items()).rstrip() + "\n"
@@ -82,6 +82,8 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, Mapping):
         return ",".join(f"{name}={item}" for name, item in value.items()) or "-"
+    if isinstance(value, list):
+        return str(value[0]) if value else "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     return str(value)

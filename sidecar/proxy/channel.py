@@ -23,7 +23,7 @@ HIGH_BYTES, LOW_BYTES = 256 * 1024, 64 * 1024
 RECORD_BYTES = 16384  # RFC 8446, 5.1: a record never holds more; reading that much leaves nothing inside OpenSSL
 BURST_READS = 16  # records of one connection in one turn, so that a bulk stream cannot starve the others
 READ_BYTES, READ_BULK_BYTES = 64 * 1024, 256 * 1024  # plain: one read a turn, larger while a stream fills it
-TIGHT_BYTES = 4 << 20  # held for all peers that do not read: above, each gets less, or many could take what they like
+TIGHT_BYTES, HELD_BYTES = 2 << 20, 4 << 20  # for all peers that do not read: from the first on less for each (`share`)
 SMALL_BYTES = 4096  # buffered writes below this are gathered: a memoryview each would outweigh them
 LINGER_BYTES, LINGER_S = 4 << 20, 1.0  # about what the kernel's buffers hold of an upload in full flight
 RESET = struct.pack("ii", 1, 0)
@@ -31,6 +31,12 @@ RESET = struct.pack("ii", 1, 0)
 BLOCKED = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 
 Data = bytes | memoryview
+
+
+def share(held_bytes: int) -> int:
+    """What may be held for one peer while so much is held for all: a part of what is left, so that the sum comes to
+    about HELD_BYTES however many do not read (as switches share their buffers: Choudhury and Hahne, 1998)."""
+    return max(SMALL_BYTES, HELD_BYTES - held_bytes >> 5)
 
 
 class Owner(Protocol):
@@ -176,7 +182,8 @@ class Channel:
 
     def _has_room(self) -> bool:
         """Whether the buffer is below its high mark."""
-        if self.out_bytes < (HIGH_BYTES if self.reactor.held_bytes < TIGHT_BYTES else RECORD_BYTES):
+        held = self.reactor.held_bytes
+        if self.out_bytes < (HIGH_BYTES if held < TIGHT_BYTES else share(held)):
             return True
         self._full = True
         return False
@@ -281,7 +288,9 @@ class Channel:
         if self._tail is not False:
             self._finish_read()
             return
-        size = self._read_bytes if self.reactor.held_bytes < TIGHT_BYTES else RECORD_BYTES
+        size, held = self._read_bytes, self.reactor.held_bytes
+        if held >= TIGHT_BYTES and not self.tls:  # of a record OpenSSL holds what is not read
+            size = min(size, share(held))
         try:
             data = self._recv(size)
             if len(data) == size:
@@ -332,7 +341,7 @@ class Channel:
         except ssl.SSLZeroReturnError:
             self._tail = True
         except OSError as exc:
-            self._tail = exc
+            self._tail = exc.with_traceback(None)  # whose frames would keep this channel, and its callers, alive
         return b"".join(parts)
 
     def _after_received(self) -> None:
@@ -431,7 +440,7 @@ class Channel:
         self._drop_out()
         self._broken = True
         if self._fault is None and (self.tls or exc.errno != errno.EPIPE):
-            self._fault = exc
+            self._fault = exc.with_traceback(None)
         self.reactor.soon.append(self._report_failure)
 
     def _report_failure(self) -> None:

@@ -197,7 +197,7 @@ class Downstream:
 
     def _malformed(self, exc: ProtocolError) -> None:
         """Requests that were whole before the error are still served; then the error is answered."""
-        self.broken = exc
+        self.broken = exc.with_traceback(None)  # whose frames would keep this connection alive
         self.ch.pause()
         serving = self.serving
         if serving is not None and not serving.m.done:  # its body is what broke

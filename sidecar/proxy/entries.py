@@ -334,7 +334,7 @@ class Inbound(Entry):
         targets = {readings.forward, readings.merged + b"?" + readings.query if readings.query else readings.merged}
         for target in targets:
             plan = service.table.find(m.method, target, headers, self.caller)
-            if plan is None:
+            if plan is None or (target == readings.forward and m.upgrade not in plan.upgrade):
                 return False
             authz = plan.authz
             if authz is None:

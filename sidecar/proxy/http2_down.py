@@ -34,7 +34,7 @@ class Http2Downstream:
 
     __slots__ = (
         "_dirty", "_farewell", "_highest", "address", "born", "ch", "closing", "codec", "entry", "flushing", "greeting",
-        "head_due", "leaving", "peer", "spare", "streams", "timer", "tunnels", "waiting", "world",
+        "head_due", "held_bytes", "leaving", "peer", "spare", "streams", "timer", "tunnels", "waiting", "world",
     )  # fmt: skip
 
     def __init__(self, world: "World", entry: "Entry", peer: str, address: str) -> None:
@@ -51,6 +51,7 @@ class Http2Downstream:
         self.born = 0.0
         self.flushing = 0  # bytes that still had to leave, when last looked at
         self.greeting = True  # the caller's SETTINGS have not come
+        self.held_bytes = 0  # of the codec's backlog, what the reactor counts
         self.head_due = False  # the timer watches an unfinished head
         self.leaving = False  # our notice has gone; no new streams soon
         self.closing = False  # nothing more is read or served; only what is written still leaves
@@ -114,19 +115,32 @@ class Http2Downstream:
     def lost(self, exc: Exception | None) -> None:
         self._forget()
         self._let_go(exc)
+        self.hold(-self.held_bytes)
 
     def _tell(self) -> None:
         for stream in self.codec.take_news():
             owner = stream.owner
-            if owner is not None:
-                owner.news()
-            elif stream.sid > self._highest:
-                self._highest = stream.sid
-                self._open(stream)
+            try:
+                if owner is not None:
+                    owner.news()
+                elif stream.sid > self._highest:
+                    self._highest = stream.sid
+                    self._open(stream)
+            except Exception as exc:
+                self._crashed(stream, exc)
+
+    def _crashed(self, stream: Stream, exc: Exception) -> None:
+        """A bug of ours costs the stream that met it, and no other."""
+        self.world.reactor.report(exc)
+        owner = stream.owner
+        if owner is not None:
+            owner.crashed(exc)
+        self.codec.reset(stream, ErrorCode.INTERNAL_ERROR)
+        self.mark()
 
     def _open(self, stream: Stream) -> None:
         """A request has come."""
-        if stream.error is not None or stream.closed:
+        if stream.error is not None or stream.closed or self.closing:
             return
         if not self.head_due:
             self.timer.off()
@@ -154,6 +168,7 @@ class Http2Downstream:
             return
         if ch.out_bytes < HIGH_BYTES:
             data = codec.to_send()
+            self.hold(codec.backlog_bytes - self.held_bytes)
             if data and not ch.write(data):
                 ch.pause()  # who does not read our frames makes us send no more of them; `drained` goes on
             if codec.news:
@@ -165,6 +180,11 @@ class Http2Downstream:
             self._broken(codec.error)
         elif not codec.streams and not self._dirty:
             self._at_rest()
+
+    def hold(self, more_bytes: int) -> None:
+        """The codec's backlog is part of what waits on all connections."""
+        self.held_bytes += more_bytes
+        self.world.reactor.held_bytes += more_bytes
 
     def _at_rest(self) -> None:
         """No stream is open."""

@@ -15,7 +15,7 @@ from sidecar.wire.http2_heads import response_fields
 from sidecar.wire.websocket import KEY_BITS, WEBSOCKET, complete_request, without_handshake
 
 from . import answers
-from .channel import HIGH_BYTES
+from .channel import HIGH_BYTES, TIGHT_BYTES, share
 from .serving import Serving
 from .stream_channel import StreamChannel
 from .timers import OFF, Timer
@@ -23,6 +23,7 @@ from .timers import OFF, Timer
 if TYPE_CHECKING:
     from .http2_down import Http2Downstream
 
+END_S = 5.0  # for the END_STREAM of a request all of whose content has come, once it has been answered
 STALL_S = 60.0  # without progress of an answer that is whole, before its stream is given up
 STREAM_HIGH_BYTES, STREAM_LOW_BYTES = 64 * 1024, 16 * 1024  # of one stream's answer; above, its source is paused
 BACKLOG_BYTES_MAX = 8 << 20  # of all answers on a connection, likewise; more than a hundred streams at their mark
@@ -35,7 +36,7 @@ def _nothing() -> None:
 class DownStream:
     """One request on such a connection, as a Serving sees it. `stream` is the codec's half."""
 
-    __slots__ = ("conn", "ended_out", "flushing", "paused", "relayed", "rest", "serving", "stream", "timer")
+    __slots__ = ("conn", "ended_out", "flushing", "missing", "paused", "relayed", "rest", "serving", "stream", "timer")
 
     def __init__(self, conn: "Http2Downstream", stream: Stream) -> None:
         self.conn, self.stream = conn, stream
@@ -45,7 +46,8 @@ class DownStream:
         self.paused = False
         self.relayed = False  # the head of the answer has gone
         self.ended_out = False  # all of the answer has been given to the codec
-        self.flushing = 0  # of an answer that is whole: bytes that waited, when last looked at
+        self.flushing = 0  # of an answer that is whole: bytes that waited, when last looked at; -1 awaits END_STREAM
+        self.missing = -1  # content still to come of a request that says its length
         spare = conn.spare
         if spare:
             self.timer = spare.pop()
@@ -82,6 +84,8 @@ class DownStream:
                 m.body, self.rest.body = self.rest.body, m.body  # belongs to the tunnel
                 if m.upgrade == WEBSOCKET:
                     complete_request(m, conn.world.getrandbits(KEY_BITS))
+            elif m.length is not None:
+                self.missing = m.length - sum(map(len, m.body))
         now = conn.world.reactor.now
         conn.streams[self] = None
         self.serving = serving = Serving(conn.world, conn.entry, self, m, now)
@@ -95,7 +99,11 @@ class DownStream:
         assert stream.m is not None
         outcome = answers.OF_STATUS.get(stream.status, Outcome.BAD_REQUEST)
         conn.world.note_malformed(conn, outcome, stream.detail)
-        body, headers = answers.body_of(outcome, stream.detail, conn.world.new_trace()[3:35].decode())
+        headers: Any
+        if stream.m.grpc:
+            body, headers = b"", answers.grpc_fields(outcome.grpc, stream.detail)
+        else:
+            body, headers = answers.body_of(outcome, stream.detail, conn.world.new_trace()[3:35].decode())
         self.answer(stream.m, outcome.status, headers, body, outcome.reason.encode())
         self._finish()
 
@@ -120,6 +128,7 @@ class DownStream:
         rest, stream = self.rest, self.stream
         if rest is not None and (rest.body or rest.done):
             m = serving.m
+            self.missing -= sum(map(len, rest.body))
             m.body += rest.body
             rest.body.clear()
             if rest.done:
@@ -136,7 +145,8 @@ class DownStream:
         conn, stream, serving = self.conn, self.stream, self.serving
         codec = conn.codec
         if serving is not None:
-            if codec.queued_bytes(stream) <= STREAM_LOW_BYTES and self._room():
+            low = STREAM_LOW_BYTES if conn.world.reactor.held_bytes < TIGHT_BYTES else 0
+            if codec.queued_bytes(stream) <= low and self._room():
                 del conn.waiting[self]
                 if serving.up is not None and not serving.waiting_filter:
                     serving.up.resume()
@@ -145,7 +155,12 @@ class DownStream:
             self.release()
             return
         queued = codec.queued_bytes(stream)
-        if not queued and not stream.ended:
+        if not queued and not stream.ended and not self.missing:
+            # Many callers end a stream with a frame of its own. Those are not to find it reset.
+            if self.flushing >= 0:
+                self.flushing = -1
+                self.timer.set(conn.world.reactor.now + END_S)
+        elif not queued and not stream.ended:
             codec.reset(stream, ErrorCode.NO_ERROR)  # RFC 9113, section 8.1: the rest of the request is not wanted
             conn.mark()
             self.release()
@@ -160,11 +175,18 @@ class DownStream:
             serving.caller_gone()
         self.release()
 
+    def crashed(self, exc: Exception) -> None:
+        """Our own failure on this stream."""
+        self.conn.codec.reset(self.stream, ErrorCode.INTERNAL_ERROR)
+        self.gone()
+
     def release(self) -> None:
         """Nothing more is done for this request."""
-        conn = self.conn
+        conn, stream = self.conn, self.stream
         conn.streams.pop(self, None)
         conn.waiting.pop(self, None)
+        if stream.owner is self:
+            stream.owner = None  # else only the collector would free the two, and the whole connection with them
         timer = self.timer
         timer.off()
         if timer.fire == self._due:  # else it is not ours any more
@@ -177,6 +199,7 @@ class DownStream:
     def _discard(self) -> None:
         stream = self.stream
         if stream.m is not None:
+            self.missing -= sum(map(len, stream.m.body))
             stream.m.body.clear()
         if stream.unread_bytes:
             self.conn.codec.consumed(stream)
@@ -191,7 +214,7 @@ class DownStream:
             self.flushing = queued
             self.timer.set(self.conn.world.reactor.now + STALL_S)
         else:
-            self._reset(ErrorCode.CANCEL)
+            self._reset(ErrorCode.CANCEL if queued else ErrorCode.NO_ERROR)
 
     def _reset(self, code: int) -> None:
         self.conn.codec.reset(self.stream, code)
@@ -241,8 +264,11 @@ class DownStream:
             return True
         conn, stream = self.conn, self.stream
         conn.codec.send(stream, data)
+        conn.hold(len(data))
         conn.mark()
-        if conn.codec.queued_bytes(stream) < STREAM_HIGH_BYTES and self._room():
+        held = conn.world.reactor.held_bytes
+        high = STREAM_HIGH_BYTES if held < TIGHT_BYTES else share(held)
+        if conn.codec.queued_bytes(stream) < high and self._room():
             return True
         conn.waiting[self] = None
         return False
@@ -263,6 +289,7 @@ class DownStream:
             codec.trail(stream, m.trailers)
         else:
             codec.send(stream, data, True)
+        self.conn.hold(len(data))
         self.conn.mark()
 
     def answer(self, request: Message, status: int, headers: Any, body: bytes, reason: bytes | None) -> None:

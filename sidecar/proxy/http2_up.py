@@ -15,7 +15,7 @@ from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.outcome import Failure
 from sidecar.wire.http2 import PEERS, STRANGERS, ErrorCode, Http2, Http2Error, Stream, open_codec
 
-from .channel import HIGH_BYTES, Channel
+from .channel import HIGH_BYTES, SMALL_BYTES, TIGHT_BYTES, Channel
 from .timers import Timer
 from .up_stream import UpStream
 from .upstream import host_of
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SILENT_S = 1.0  # without a byte from the peer, before a stream that is given up makes us doubt the connection
 PONG_S = 5.0  # for the answer to the PING that follows
 PING_EVERY_S = 10.0  # gRPC servers end connections that ping often
+
+NARROW_BYTES, NARROW_S = SMALL_BYTES, 1.0  # each stream's window while memory is short, and for how long at least
 
 NOT_HTTP2 = (
     "it does not speak HTTP/2 with prior knowledge ({}); if the application speaks HTTP/1.1, declare the port's "
@@ -49,9 +51,9 @@ class Http2Upstream:
     """One connection. `used` counts the responses that it has completed; `active` are the streams that are lent."""
 
     __slots__ = (
-        "_dirty", "_next_ping", "_pongs", "active", "ch", "cluster", "codec", "doubtful",
-        "endpoint", "flushed_sid", "gone", "heard", "host", "idle_since", "last_sid", "mesh", "owner", "ready",
-        "retired", "secure", "timer", "tunnels", "used", "waiting", "world",
+        "_dirty", "_narrow_until", "_next_ping", "_pongs", "active", "backlog_bytes", "ch", "cluster", "codec",
+        "doubtful", "endpoint", "flushed_sid", "gone", "heard", "host", "idle_since", "last_sid", "mesh", "owner",
+        "ready", "retired", "secure", "timer", "tunnels", "used", "waiting", "world",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, cluster: Cluster, endpoint: Endpoint) -> None:
@@ -78,6 +80,8 @@ class Http2Upstream:
         self._dirty = False
         self._pongs = 0
         self._next_ping = 0.0
+        self.backlog_bytes = 0  # of the codec's, what the reactor counts
+        self._narrow_until = 0.0  # 0: streams have their usual window
 
     def begin(self, sock: Any, peer: str, fingerprint: str, until: float) -> None:
         """Take the socket and greet. By `until` the peer's SETTINGS must be here."""
@@ -102,9 +106,38 @@ class Http2Upstream:
         """A stream is given back."""
         self.active.pop(up, None)
         self.waiting.pop(up, None)
+        if up.held_bytes:
+            self.hold(up, 0)
+        if self._narrow_until:
+            self._widen()
         if not self.active:
             self.idle_since = self.world.reactor.now
         self.mark()
+
+    def count(self, more_bytes: int) -> None:
+        """What waits in the codec is part of what waits on all connections."""
+        if not self.gone:
+            self.backlog_bytes += more_bytes
+            self.world.reactor.held_bytes += more_bytes
+
+    def hold(self, up: "UpStream", size: int) -> None:
+        """So much of a stream's answer waits for its reader: part of what is held for all. Once that is much, streams
+        get a small window, or each of many that nobody reads would bring us all of its own."""
+        reactor = self.world.reactor
+        reactor.held_bytes += size - up.held_bytes
+        up.held_bytes = size
+        if reactor.held_bytes >= TIGHT_BYTES and not self.gone:
+            if not self._narrow_until:
+                self.codec.resize(NARROW_BYTES)
+                self.mark()
+            self._narrow_until = reactor.now + NARROW_S
+
+    def _widen(self) -> None:
+        reactor = self.world.reactor
+        if reactor.held_bytes < TIGHT_BYTES // 2 and reactor.now > self._narrow_until and not self.gone:
+            self._narrow_until = 0.0
+            self.codec.resize(self.codec.limits.window_bytes)
+            self.mark()
 
     def forget(self, stream: Stream) -> None:
         """A tunnel on a stream is over."""
@@ -180,6 +213,7 @@ class Http2Upstream:
         ch = self.ch
         if ch.out_bytes < HIGH_BYTES:
             data = self.codec.to_send()
+            self.count(self.codec.backlog_bytes - self.backlog_bytes)
             self.flushed_sid = self.last_sid
             if data:
                 ch.write(data)
@@ -198,7 +232,7 @@ class Http2Upstream:
             if codec.closing:
                 self._refuse("it has ended the connection at once, with a GOAWAY")
                 return
-            if codec.settled:
+            if codec.settled and codec.room > 0:  # one that takes no stream yet is no better than one not there
                 self.ready = True
                 self.timer.off()
                 self.owner.settled(self)
@@ -216,8 +250,13 @@ class Http2Upstream:
 
     def _tell(self) -> None:
         for stream in self.codec.take_news():
-            if stream.owner is not None:
-                stream.owner.news()
+            owner = stream.owner
+            if owner is not None:
+                try:
+                    owner.news()
+                except Exception as exc:  # a bug of ours costs the stream that met it, and no other
+                    self.world.reactor.report(exc)
+                    owner.crashed(exc)
 
     def drained(self) -> None:
         self.mark()
@@ -231,7 +270,9 @@ class Http2Upstream:
     # -- ends
 
     def _due(self) -> None:
-        if not self.ready:
+        if not self.ready and self.codec.settled:
+            self._refuse("its SETTINGS allow no stream")
+        elif not self.ready:
             self._refuse("no SETTINGS within the connect timeout" if self.mesh else NOT_HTTP2.format("no SETTINGS"))
         elif self.doubtful:
             self.end(f"no sign of life within {PONG_S:g} s")
@@ -252,8 +293,12 @@ class Http2Upstream:
             return
         if not self.ready:
             detail = NOT_HTTP2.format("it has closed the connection")
+            if self.codec.settled:
+                detail = "closed before its SETTINGS allowed a stream"
+            elif self.mesh:
+                detail = "closed before its SETTINGS came"
             self._forget()
-            self.owner.not_settled(self, "closed before its SETTINGS came" if self.mesh else detail)
+            self.owner.not_settled(self, detail)
             return
         self._forget()
         self.owner.closed(self)
@@ -269,6 +314,7 @@ class Http2Upstream:
                 up.fail(Failure.RESET, self.used > 0 and up.untouched)
 
     def _forget(self) -> None:
+        self.count(-self.backlog_bytes)
         self.gone = True
         self.timer.close()
         if not self.retired:

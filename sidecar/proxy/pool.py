@@ -82,13 +82,16 @@ class Pool:
         up = self._idle(endpoint, serving, ex)
         if up is not None:
             return up
-        serving.connecting = True
         cluster = ex.cluster
         if self.room(cluster):
+            serving.connecting = True
             self._dial(cluster, endpoint, serving, ex)
-        else:
+            return None
+        stream = self.streams.instead(endpoint, serving, ex)
+        if stream is None:
+            serving.connecting = True
             self.queue(cluster, serving)
-        return None
+        return stream
 
     def _multiplexes(self, endpoint: Endpoint, serving: "Serving") -> bool:
         if not endpoint.mesh or serving.m.grpc:

@@ -97,6 +97,10 @@ class Reactor:
             except (FileNotFoundError, ValueError):
                 pass  # hushed, or the reactor has been closed
 
+    def report(self, exc: Exception) -> None:
+        """A bug whose damage its finder has bounded."""
+        self._crash(None, exc)
+
     # -- for tasks
     def errand(self, change: int) -> None:
         """A task that connections wait for begins (1) or ends (-1)."""

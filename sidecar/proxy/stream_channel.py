@@ -148,6 +148,13 @@ class StreamChannel:
         elif self._dropping:
             self._dismiss()
 
+    def crashed(self, exc: Exception) -> None:
+        """Our own failure on this stream."""
+        owner, was_open = self.owner, self.open
+        self.cut()
+        if was_open:
+            owner.lost(exc)
+
     # -- inside
 
     def _watch(self) -> None:

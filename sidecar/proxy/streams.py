@@ -14,12 +14,13 @@ import trio
 from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import Exchange
+from sidecar.wire.websocket import WEBSOCKET
 
 from .connect import DialError, OtherProtocol
 from .http2_up import Http2Upstream
 from .reactor import IN
 from .tls import HTTP2
-from .up_stream import UpStream
+from .up_stream import UpStream, connects
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -55,6 +56,13 @@ def may_multiplex(endpoint: Endpoint, serving: "Serving") -> bool:
     return needs_http2(endpoint, serving)
 
 
+def would_do(conn: Http2Upstream, serving: "Serving") -> bool:
+    """The same where connections are at their limit: rather an extended CONNECT than no upgrade."""
+    if may_multiplex(conn.endpoint, serving):
+        return True
+    return serving.m.upgrade == WEBSOCKET and connects(serving.m) and conn.codec.extended_connect
+
+
 class Streams:
     """Lends streams. The pool's other half: limits and queues are its."""
 
@@ -80,6 +88,15 @@ class Streams:
                     if not conn.active and (not ex.safe or serving.unsent) and conn.ch.unread():
                         conn.ch.ready(IN)  # what cannot be sent twice: see first whether it is the end
                         return self.take(endpoint, serving, ex)
+                    return conn.stream()
+        return None
+
+    def instead(self, endpoint: Endpoint, serving: "Serving", ex: Exchange) -> UpStream | None:
+        """A stream for a request that should have a pooled connection, and no more can be made."""
+        muxes: Muxes | None = endpoint.muxes
+        if muxes is not None:
+            for conn in muxes.open:
+                if conn.lends(ex.fresh) and would_do(conn, serving):
                     return conn.stream()
         return None
 
@@ -236,7 +253,7 @@ class Streams:
         """Connections are at their limit. A stream serves whom it can; an idle connection makes room for others."""
         for serving in list(cluster.waiters):
             ex = serving.ex
-            if ex.endpoint is conn.endpoint and may_multiplex(conn.endpoint, serving) and conn.lends(ex.fresh):
+            if ex.endpoint is conn.endpoint and would_do(conn, serving) and conn.lends(ex.fresh):
                 cluster.waiters.remove(serving)
                 serving.connected(conn.stream())
         if cluster.waiters and not conn.active and cluster.connections >= cluster.limits.connections:

@@ -135,7 +135,7 @@ async def _reach(world: "World", plan: TcpPlan, call: _Call) -> tuple[Endpoint, 
             endpoint.active -= 1
             now = world.clock()
             endpoint.failures += 1
-            breaker.failure(generation, now, world.rnd)
+            breaker.failure(generation, now, world.rnd, "connect-error")
             failure = DialError(f"{plan.name} at {endpoint.key}: {exc}")
             kind = plan.name if plan.name == "passthrough" else endpoint.key
             world.note(f"connect {kind}", f"connect_failed: {failure}")

@@ -16,7 +16,7 @@ from sidecar.wire.http2 import ErrorCode, Http2Error, Stream, name_of
 from sidecar.wire.http2_heads import connect_fields, request_fields
 from sidecar.wire.websocket import complete_response, without_handshake
 
-from .channel import HIGH_BYTES, LOW_BYTES, Channel
+from .channel import HIGH_BYTES, LOW_BYTES, TIGHT_BYTES, Channel, share
 from .stream_channel import StreamChannel
 from .timers import OFF
 
@@ -27,16 +27,23 @@ if TYPE_CHECKING:
 _NO_EXTENDED_CONNECT = b"the application speaks HTTP/2, but takes no upgrade there (RFC 8441, extended CONNECT)\n"
 
 
+def connects(m: Message) -> bool:
+    """Whether an upgrade can be an extended CONNECT, which has no other method and no content: what followed would be
+    the tunnel's. Another one is sent as if it did not ask (RFC 9110, section 7.8: a server may ignore it)."""
+    return m.method == b"GET" and not m.chunked and not m.length
+
+
 class UpStream:
     """One request on such a connection: what a Serving has as its `up`. `on` is the codec's half."""
 
-    __slots__ = ("conn", "failure", "on", "paused", "sent_at", "serving", "switching", "told")
+    __slots__ = ("conn", "failure", "held_bytes", "on", "paused", "sent_at", "serving", "switching", "told")
 
     def __init__(self, conn: "Http2Upstream") -> None:
         self.conn = conn
         self.on = Stream(self)
         self.serving: Serving | None = None
         self.paused = False
+        self.held_bytes = 0  # came while it was paused
         self.told = False  # the Serving has the response's head
         self.switching = b""  # to what an extended CONNECT asks to switch
         self.failure: tuple[Failure, bool] | None = None
@@ -87,7 +94,7 @@ class UpStream:
         if conn.host and not serving.host_rewritten:
             host = conn.host
         extra = serving.entry.request_fields(serving, self)
-        upgrade = serving.upgrade_token() if m.upgrade is not None else None
+        upgrade = serving.upgrade_token() if m.upgrade is not None and connects(m) else None
         self.sent_at = conn.world.reactor.now
         if upgrade is not None:
             self._ask_to_switch(m, upgrade, host, extra)
@@ -102,6 +109,7 @@ class UpStream:
         conn.last_sid = stream.sid
         if body:
             codec.send(stream, body, whole)
+            conn.count(len(body))
         if m.done and m.trailers:
             codec.trail(stream, m.trailers)
         conn.mark()
@@ -152,18 +160,23 @@ class UpStream:
     def send_body(self, data: bytes, m: Message) -> bool:
         """More of the body, or its end. False: stop the source until drained."""
         codec, stream = self.conn.codec, self.on
+        if not stream.sid:
+            return True  # `_not_sent`: it will be told
         if m.done and m.trailers:
             if data:
                 codec.send(stream, data)
             codec.trail(stream, m.trailers)
         elif data or m.done:
             codec.send(stream, data, m.done)
+        self.conn.count(len(data))
         self.conn.mark()
         return self._room()
 
     def _room(self) -> bool:
         conn = self.conn
-        if conn.gone or (conn.ch.out_bytes < HIGH_BYTES and conn.codec.queued_bytes(self.on) < HIGH_BYTES):
+        held = conn.world.reactor.held_bytes
+        high = HIGH_BYTES if held < TIGHT_BYTES else share(held)
+        if conn.gone or (conn.ch.out_bytes < HIGH_BYTES and conn.codec.queued_bytes(self.on) < high):
             return True
         conn.waiting[self] = None
         return False
@@ -215,7 +228,8 @@ class UpStream:
     def flushed(self) -> None:
         """More of the body may have left."""
         conn = self.conn
-        if conn.codec.queued_bytes(self.on) <= LOW_BYTES:
+        low = LOW_BYTES if conn.world.reactor.held_bytes < TIGHT_BYTES else 0
+        if conn.codec.queued_bytes(self.on) <= low:
             conn.waiting.pop(self, None)
             if self.serving is not None:
                 self.serving.upstream_drained()
@@ -225,27 +239,56 @@ class UpStream:
         serving, stream = self.serving, self.on
         if serving is None:
             return
-        if stream.informational:
-            early, stream.informational = stream.informational, []
-            for m in early:
-                serving.informational(m)
-            if self.serving is not serving:
+        try:
+            if stream.informational:
+                early, stream.informational = stream.informational, []
+                for m in early:
+                    serving.informational(m)
+                if self.serving is not serving:
+                    return
+            if self.paused:
+                self.conn.hold(self, stream.unread_bytes)
                 return
-        if self.paused:
+            head = stream.m
+            if head is not None and (not self.told or head.body or head.done):
+                if not self.told:
+                    self.told = True
+                    if self.switching:
+                        self._switched(head)
+                    elif stream.method == b"HEAD" or head.status in (204, 304):
+                        head.done = True  # the caller has all of it, however late the server says so
+                serving.respond(head)
+                if self.serving is not serving:
+                    return
+        except Exception as exc:
+            self._cannot_serve(serving, exc)
             return
-        head = stream.m
-        if head is not None and (not self.told or head.body or head.done):
-            if not self.told:
-                self.told = True
-                if self.switching:
-                    self._switched(head)
-            serving.respond(head)
-            if self.serving is not serving:
-                return
         if stream.unread_bytes and not self.paused:  # also where all of it had gone on when it was paused
             self.conn.codec.consumed(stream)
             self.conn.mark()
+            if self.held_bytes:
+                self.conn.hold(self, 0)
         self._fail(serving)
+
+    def _cannot_serve(self, serving: "Serving", exc: Exception) -> None:
+        """A bug of ours costs the request that met it, and no other of the connection's."""
+        self.conn.world.reactor.report(exc)
+        if not serving.over:
+            try:
+                serving.upstream_failed(Failure.BROKEN, False)
+            except Exception as second:
+                self.conn.world.reactor.report(second)
+                serving.caller_gone()
+        if serving.over and serving.down.serving is serving:
+            serving.down.cut()
+
+    def crashed(self, exc: Exception) -> None:
+        """Our own failure on this stream."""
+        serving = self.serving
+        self.abandon()
+        if serving is not None and not serving.over:
+            serving.caller_gone()
+            serving.down.cut()
 
     def _fail(self, serving: "Serving") -> None:
         """Tell what the stream has come to, once all that came before has been told."""

@@ -41,7 +41,12 @@ def begin_tunnel(world: "World", serving: "Serving", m: Message, ex: Exchange, u
     else:
         far, from_up = up.switch(), b""
 
+    meters = serving.entry.meters
+    meters.tcp_tunnels_total.inc()
+    meters.tcp_tunnels.value += 1
+
     def over(result: TunnelResult) -> None:
+        meters.tcp_tunnels.value -= 1
         if plain is not None:
             world.pool.closed(plain)
         ex.response_end(world.clock())

@@ -36,6 +36,7 @@ from .timers import Timers
 from .tls import HTTP2, Identity, originate_context
 from .tunnel import AnyChannel, Tunnel
 from .upgrade import begin_tunnel
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .downstream import Downstream
@@ -119,6 +120,7 @@ class World:
         self.names: frozenset[bytes] | None = None  # of all services of the mesh; None: the plans hold all of them
         self.want: Callable[[str], Awaitable[None]] | None = None  # asks for a service that the plans do not hold
         self.ondemand = OnDemand(self)
+        self.watch = Watch()
 
     # -- identities and traces
 
@@ -179,6 +181,7 @@ class World:
         self.plans = plans
         self._service_meters.clear()
         self.pool.retire(stale)
+        self.watch.rouse()
         if self.ondemand.waits:
             self.ondemand.swapped()
         for tunnel, allowed in list(self.tunnels.items()):
@@ -359,6 +362,7 @@ class World:
             registry.reading_counter(name, text, per_cluster(attribute))
         registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))
         registry.gauge("pillion_panic", "Whether health is not asked: too few are healthy.", per_cluster("panic"))
+        registry.gauge("pillion_outlier_ejected", "Endpoints left out as outliers now.", per_cluster("ejected"))
         registry.gauge("pillion_upstream_connections", "Open upstream connections.", per_cluster("connections"))
         self.reactor.on_lag = self.meters.reactor_lag.observe
 

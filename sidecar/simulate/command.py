@@ -16,6 +16,8 @@ import click
 
 from sidecar.model.problems import Severity, problem_to_json, render
 
+from .scenario import PANELS
+
 if TYPE_CHECKING:
     from .reading import Read
     from .results import Result
@@ -42,7 +44,7 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 @click.command()
-@click.argument("scenario", type=click.Path(path_type=Path), metavar="SCENARIO")
+@click.argument("scenario", type=click.Path(path_type=Path), metavar="SCENARIO", required=False)
 @click.option("--against", type=click.Path(path_type=Path), metavar="POLICY", help="Compare with another policy.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Where chance begins.  [default: as the scenario says]")
 @click.option("--duration", callback=_duration, metavar="TIME", help="How long the load lasts, such as 30s.")
@@ -57,15 +59,28 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--events", type=click.IntRange(0), default=8, show_default=True, metavar="N", help="Show N changes of breakers."
 )
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw it over time.")
+@click.option(
+    "--panel",
+    "panels",
+    type=click.Choice(PANELS),
+    multiple=True,
+    metavar="NAME",
+    help="Draw this, from top to bottom.  [default: as the scenario's `picture` says]",
+)
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON Schema of scenario files, for editors, and do nothing else."
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def simulate(
-    scenario: Path,
+    scenario: Path | None,
     against: Path | None,
     seed: int | None,
     duration: float | None,
     requests: int,
     events: int,
     svg: Path | None,
+    panels: tuple[str, ...],
+    schema: bool,
     output: str,
 ) -> int:
     """Rehearse a policy: the sidecar's own code on modelled services, in virtual time, from a seed.
@@ -78,6 +93,13 @@ def simulate(
     from .report import comparison, json_of, text_of
     from .results import scenario_line
 
+    if schema:
+        from .schema import json_schema
+
+        click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return 0
+    if scenario is None:
+        raise click.UsageError("Missing argument 'SCENARIO'.")
     reads = [read_scenario(scenario)]
     if against is not None and reads[0].scenario is not None:
         reads.append(read_scenario(scenario, against))
@@ -88,6 +110,8 @@ def simulate(
     assert play is not None
     if duration is not None:
         play = replace(play, duration_s=duration)
+    if panels:
+        play = replace(play, picture=tuple(dict.fromkeys(panels)))
     seed = play.seed if seed is None else seed
     results = [_run(each, play.duration_s, seed, requests) for each in reads]
     if any(result is None for result in results):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from sidecar.model.snapshot import Snapshot
-from sidecar.policy.cluster import Aimed, RoutePlan, Subset
+from sidecar.policy.cluster import Aimed, Cluster, RoutePlan, Subset
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure, Outcome
@@ -36,6 +36,7 @@ class Engine:
         self.requests_max = requests_max
         self.requests = self.unsent = 0  # of the load; `unsent`: no caller was up
         self.changes: list[Change] = []
+        self._watched: set[Cluster] = set()
         self._network_s = scenario.network_s
         models = source(seed, "models")
         self._draw = models.random
@@ -51,6 +52,7 @@ class Engine:
     def run(self) -> None:
         """Until nothing is left to happen. Raises PlanError where the policy cannot be served."""
         self.stage.publish(0.0)
+        self._watch()
         for at_s, change in self.stage.script():
             self._push(at_s, self._change, change, None)
         for each in self._sources:
@@ -61,10 +63,28 @@ class Engine:
         """The script goes on; attempts that it cut off are told."""
         for attempt in change(now) or ():
             self._lose(attempt, now)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Clusters whose outliers nobody judges yet."""
+        for cluster in self.stage.ejecting():
+            if cluster not in self._watched and cluster.outliers is not None:
+                self._watched.add(cluster)
+                self._push(cluster.outliers.due, self._judge, cluster, None)
+
+    def _judge(self, cluster: Cluster, _: None, now: float) -> None:
+        """Outliers are judged when it is time, while there is load."""
+        outliers = cluster.outliers
+        if outliers is None:
+            return
+        cluster.step(now)
+        if outliers.due < self.scenario.duration_s:
+            self._push(outliers.due, self._judge, cluster, None)
 
     def _on_breaker(self, sidecar: Sidecar, endpoint: Endpoint, text: str) -> None:
         server = self.stage.servers[endpoint.key]
-        self.changes.append(Change(self.agenda.now, sidecar.name, server.service.name, server.model.name, text))
+        name = server.service.name if text.startswith("panic") else server.model.name
+        self.changes.append(Change(self.agenda.now, sidecar.name, server.service.name, name, text))
 
     # -- calls
 
@@ -198,8 +218,12 @@ class Engine:
         call.attempt = attempt = Attempt(call, server, ex.ends, ex.inherited + retries, call.first and not retries)
         edge = call.edge
         edge.attempts += 1
-        edge.bucket_attempts[self.agenda.bucket] += 1
+        bucket = self.agenda.bucket
+        edge.bucket_attempts[bucket] += 1
+        if retries:
+            edge.bucket_retries[bucket] += 1
         server.attempts += 1
+        server.bucket_attempts[bucket] += 1
         if server.down is not None:
             self._unreachable(attempt, call, ex, now)
             return

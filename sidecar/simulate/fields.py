@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.model import words
+from sidecar.model.fields import FILE
 from sidecar.model.forms import ASKED_HEADER, HEADER_VALUE, LABEL, METHOD, SERVICE
 from sidecar.model.kinds import INVALID, Choice, Duration, Flag, Kind, Number, Percent, Schema, Text
 from sidecar.model.problems import Sink, clip
 from sidecar.model.tables import Field, ListOf, MapOf, Table
 from sidecar.model.yaml_tree import Map, Node, Scalar
 
-from .scenario import HANG, RESET
+from .scenario import HANG, PANELS, RESET
 
 ENDPOINTS_MAX = 500
 RATE_MAX = 1_000_000.0
@@ -92,7 +93,7 @@ class PolicyPart(Kind):
         return self.wrong(node, where, sink)
 
     def schema(self) -> Schema:
-        return {"type": ["string", "object"]}
+        return {"anyOf": [{"type": "string", "minLength": 1}, FILE.schema()]}
 
 
 UNIFORM = Table(
@@ -262,6 +263,8 @@ SCENARIO = Table(
         Field("load", ListOf(LOAD, "a list of loads", 1, 100), "Who asks whom, how often.", required=True),
         Field("outages", ListOf(OUTAGE, "a list of outages", items_max=1000), "What goes wrong, and when."),
         Field("objectives", ListOf(OBJECTIVE, "a list of objectives", items_max=100), "What must hold."),
+        Field("picture", ListOf(Choice(PANELS), "a list of panels", 1, len(PANELS)), "What `--svg` draws, from top to "
+              "bottom.", builtin_text="success, in-flight, open-breakers"),
         Field("duration", _SPAN, "How long the load lasts.", 60.0),
         Field("seed", Number(0, 2**63 - 1), "Where chance begins.", 1),
         Field("network", _TIME, "Between two services, there and back, with both sidecars.", 0.0005),

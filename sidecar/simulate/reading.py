@@ -21,7 +21,7 @@ from sidecar.model.yaml_tree import Map, Node, Scalar, read_yaml
 
 from .fields import AT_LEAST, AT_MOST, SCENARIO
 from .population import behaviour, latency_of, services_of
-from .scenario import Down, Load, Objective, Outage, Scenario, ServiceModel, Shape
+from .scenario import PANELS, Down, Load, Objective, Outage, Scenario, ServiceModel, Shape
 
 _TIMED = ("success_effective", "p50", "p99")  # what can be said of a part of the run
 
@@ -77,7 +77,16 @@ def read_text(
 
 
 def _policy(part: Any, sink: Sink, folder: Path | None) -> tuple[Snapshot | None, str, dict[str, str]]:
-    """The policy, what to call it, and the texts of its files. None: it has problems, or there is none."""
+    """The policy, what to call it, and the texts of its files. None: it has problems, or there is none; those of the
+    scenario do not count."""
+    failed, sink.failed = sink.failed, False
+    try:
+        return _read_policy(part, sink, folder)
+    finally:
+        sink.failed = sink.failed or failed
+
+
+def _read_policy(part: Any, sink: Sink, folder: Path | None) -> tuple[Snapshot | None, str, dict[str, str]]:
     if isinstance(part, Map):
         block = FILE.decode(part, "policy", sink)
         if not isinstance(block, Block):
@@ -94,9 +103,7 @@ def _policy(part: Any, sink: Sink, folder: Path | None) -> tuple[Snapshot | None
         sink.error("P0100", f"there is no policy {clip(str(path))}", part, help=help)
         return None, part.text, {}
     texts = read_texts([path], sink)
-    before = sink.failed
-    loaded = load_texts(texts, sink)
-    return (None if before else loaded.snapshot), path.name, texts
+    return load_texts(texts, sink).snapshot, path.name, texts
 
 
 @dataclass(slots=True)
@@ -125,6 +132,7 @@ class _Resolver:
             load=tuple(each for one in block.get("load") or () if (each := self._load(one)) is not None),
             outages=tuple(each for each in outages if each is not None),
             objectives=tuple(each for one in block.get("objectives") or () for each in self._objectives(one)),
+            picture=tuple(block.get("picture") or PANELS[:3]),
             duration_s=numbers["duration"],
             seed=numbers["seed"],
             network_s=numbers["network"],
@@ -147,6 +155,8 @@ class _Resolver:
     def _load(self, block: Block) -> Load | None:
         caller, to = self._service(block.stated("from")), self._service(block.stated("to"))
         forms = [key for key in ("rate", "steps", "ramp") if block.stated(key) is not None]
+        if not forms and _cut(block):
+            return None
         if len(forms) != 1:
             message = "a load needs a rate" if not forms else f"a load has one of {' and '.join(forms)}"
             self.sink.error("P0502", message, block.node, help="say one of rate, steps and ramp")
@@ -175,7 +185,7 @@ class _Resolver:
     def _outage(self, block: Block, duration_s: float) -> Outage | None:
         sink = self.sink
         effects = [key for key in ("latency", "slowdown", "errors", "down") if block.stated(key) is not None]
-        if not effects:
+        if not effects and not _cut(block):
             help = "say at least one of latency, slowdown, errors and down"
             sink.error("P0502", "an outage in which nothing goes wrong", block.node, help=help)
         if "latency" in effects and "slowdown" in effects:
@@ -238,7 +248,7 @@ class _Resolver:
         sink = self.sink
         service = self._service(block.stated("service"))
         metrics = [key for key in (*AT_LEAST, *AT_MOST) if block.stated(key) is not None]
-        if not metrics:
+        if not metrics and not _cut(block):
             known = ", ".join((*AT_LEAST, *AT_MOST))
             sink.error("P0502", "an objective that asks for nothing", block.node, help=f"say one of {known}")
         after, before = block.stated("after"), block.stated("before")
@@ -262,6 +272,11 @@ class _Resolver:
                 )
             )
         return found
+
+
+def _cut(block: Block) -> bool:
+    """Whether it states more than could be read; what is wrong with that has been said."""
+    return isinstance(block.node, Map) and len(block.fields) < len(block.node.entries)
 
 
 def _shape(block: Block) -> Shape:

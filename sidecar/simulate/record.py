@@ -27,6 +27,7 @@ class Edge:
         "bucket_ended",
         "bucket_good",
         "bucket_peak",
+        "bucket_retries",
         "bucket_started",
         "caller",
         "first",
@@ -50,6 +51,7 @@ class Edge:
         self.bucket_started, self.bucket_ended, self.bucket_good, self.bucket_attempts, self.bucket_peak = (
             [0] * (buckets + 1) for _ in range(5)
         )
+        self.bucket_retries = [0] * (buckets + 1)
 
     @property
     def name(self) -> str:
@@ -114,7 +116,8 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 class Change:
-    """A breaker changed: the one that `caller` (a sidecar) has for `endpoint`. `text` holds the evidence."""
+    """What `caller` (a sidecar) thinks of `endpoint` has changed: a breaker, an ejection; or panic, then `endpoint` is
+    the service. `text` holds the evidence."""
 
     __slots__ = ("at_s", "caller", "endpoint", "service", "state", "text")
 
@@ -123,15 +126,21 @@ class Change:
         self.state = text.partition(" ")[0].rstrip(":")
 
 
-def open_spans(changes: Iterable[Change], ends_s: float) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """When the breaker of (caller, endpoint) was not closed."""
+EJECTED = ("ejected", "returned")
+OUTLIERS = (*EJECTED, "spared")
+
+
+def open_spans(
+    changes: Iterable[Change], ends_s: float, begins: str = "open", ends: str = "closed"
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """When the breaker of (caller, endpoint) was not closed; or, by other words, when something else was so."""
     spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
     since: dict[tuple[str, str], float] = {}
     for change in changes:
         key = (change.caller, change.endpoint)
-        if change.state == "open":
+        if change.state == begins:
             since.setdefault(key, change.at_s)
-        elif change.state in ("closed", "gone") and key in since:
+        elif change.state in (ends, "gone") and key in since:
             spans.setdefault(key, []).append((since.pop(key), change.at_s))
     for key, begun in since.items():
         spans.setdefault(key, []).append((begun, ends_s))

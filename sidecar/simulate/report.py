@@ -8,6 +8,7 @@ from typing import Any
 
 from .fields import AT_LEAST
 from .objectives import Verdict
+from .record import OUTLIERS, Change
 from .results import Result
 from .scenario import Outage, Scenario
 
@@ -110,6 +111,9 @@ def _over_time(scenario: Scenario, result: Result) -> list[str]:
         ("attempts", sparkline(series.attempts, top_attempts), f"at most {top_attempts / result.width_s:.0f}/s"),
         ("open breakers", sparkline(series.open_breakers, top_open), f"at most {top_open:.1f}"),
     ]
+    if result.ejections:
+        top_ejected = max(series.ejected, default=0.0)
+        rows.append(("ejected", sparkline(series.ejected, top_ejected), f"at most {top_ejected:.1f}"))
     rows += [(f"outage {number}", _span(each, result), each.label) for number, each in enumerate(scenario.outages, 1)]
     head = (f"OVER TIME ({result.width_s:g}s each)", "", "")
     return table([head, *rows], left=3)
@@ -133,13 +137,21 @@ def _endpoints(result: Result) -> list[str]:
          str(each.openings))
         for each in result.endpoints
     ]  # fmt: skip
-    return table([("ENDPOINT", "BREAKERS NOT CLOSED", "ATTEMPTS", "ACTUAL", "FULL", "OPENED"), *rows], left=2)
+    lines = table([("ENDPOINT", "BREAKERS NOT CLOSED", "ATTEMPTS", "ACTUAL", "FULL", "OPENED"), *rows], left=2)
+    if result.ejections:
+        ejected = [
+            (each.name, sparkline(each.ejected_shares, 1.0), str(each.ejections))
+            for each in result.endpoints
+            if each.ejections
+        ]
+        lines += ["", *table([("ENDPOINT", "EJECTED", "TIMES"), *ejected], left=2)]
+    return lines
 
 
 def _events(result: Result, events_max: int) -> list[str]:
     shown = result.changes[:events_max]
     rows = [(f"{each.at_s:.3f}s", f"{each.caller} → {each.endpoint}", each.text) for each in shown]
-    lines = table([("BREAKERS", "", ""), *rows], left=3)
+    lines = table([("EVENTS" if result.ejections else "BREAKERS", "", ""), *rows], left=3)
     more = len(result.changes) - len(shown)
     return [*lines, f"and {more} more"] if more else lines
 
@@ -186,6 +198,8 @@ def comparison(results: Sequence[Result], verdicts: Sequence[Sequence[Verdict]])
     for name in first.amplification:
         rows.append((f"amplification: {name}", *(f"{each.amplification[name]:.2f}" for each in results)))
     rows.append(("openings of breakers", *(str(each.openings) for each in results)))
+    if any(each.ejections for each in results):
+        rows.append(("ejections", *(str(each.ejections) for each in results)))
     lines = table(rows)
     if verdicts[0]:
         lines += ["", *_compared(results, verdicts)]
@@ -223,6 +237,7 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "unsent": result.unsent,
         "amplification": {name: _round(value) for name, value in result.amplification.items()},
         "openings": result.openings,
+        "ejections": result.ejections,
         "edges": [
             {
                 "from": each.caller,
@@ -253,6 +268,8 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "full": each.refusals,
                 "openings": each.openings,
                 "open_shares": [_round(value) for value in each.open_shares],
+                "ejections": each.ejections,
+                "ejected_shares": [_round(value) for value in each.ejected_shares],
             }
             for each in result.endpoints
         ],
@@ -262,18 +279,17 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             "in_flight": list(series.in_flight),
             "attempts": list(series.attempts),
             "open_breakers": [_round(value) for value in series.open_breakers],
+            "ejected": [_round(value) for value in series.ejected],
+            "p50_s": [None if value is None else _round(value) for value in series.p50_s],
+            "p99_s": [None if value is None else _round(value) for value in series.p99_s],
+            "requests": list(series.requests),
+            "retries": list(series.retries),
+            "endpoints": {name: list(values) for name, values in series.endpoints},
+            "groups": {name: list(values) for name, values in series.groups},
         },
-        "breakers": [
-            {
-                "at_s": _round(each.at_s),
-                "caller": each.caller,
-                "service": each.service,
-                "endpoint": each.endpoint,
-                "state": each.state,
-                "text": each.text,
-            }
-            for each in result.changes
-        ],
+        "breakers": [_change(each) for each in result.changes if each.state not in (*OUTLIERS, "panic")],
+        "outliers": [_change(each) for each in result.changes if each.state in OUTLIERS],
+        "panic": [_change(each) for each in result.changes if each.state == "panic"],
         "objectives": [
             {
                 "metric": each.objective.metric,
@@ -286,6 +302,17 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             }
             for each in verdicts
         ],
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "at_s": _round(change.at_s),
+        "caller": change.caller,
+        "service": change.service,
+        "endpoint": change.endpoint,
+        "state": change.state,
+        "text": change.text,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .engine import Engine
-from .record import Change, Edge, open_spans, percentile, share_open
+from .record import EJECTED, Change, Edge, open_spans, percentile, share_open
 from .scenario import Scenario
 
 
@@ -40,7 +40,8 @@ class EdgeResult:
 
 @dataclass(frozen=True, slots=True)
 class EndpointResult:
-    """`open_shares`: of the callers' breakers, how many were not closed, by bucket of time; 1.0 is all of them."""
+    """`open_shares`: of the callers' breakers, how many were not closed, by bucket of time; 1.0 is all of them.
+    `ejected_shares`: by how many of the callers it was ejected."""
 
     service: str
     name: str
@@ -49,16 +50,27 @@ class EndpointResult:
     refusals: int
     openings: int
     open_shares: tuple[float, ...]
+    ejections: int
+    ejected_shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """By bucket of time, of the load: `success` None where nothing ended; `open_breakers` is an average."""
+    """By bucket of time, of the load: `success` None where nothing ended, percentiles where nothing began;
+    `open_breakers` and `ejected` are averages. `attempts` and `retries` are those of all services, `endpoints` and
+    `groups` attempts by name, of the services that the load asks."""
 
     success: tuple[float | None, ...]
     in_flight: tuple[int, ...]
     attempts: tuple[int, ...]
     open_breakers: tuple[float, ...]
+    ejected: tuple[float, ...]
+    p50_s: tuple[float | None, ...]
+    p99_s: tuple[float | None, ...]
+    requests: tuple[int, ...]
+    retries: tuple[int, ...]
+    endpoints: tuple[tuple[str, tuple[int, ...]], ...]
+    groups: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,7 @@ class Result:
     endpoints: tuple[EndpointResult, ...]
     amplification: dict[str, float]
     openings: int
+    ejections: int
     series: Series
     changes: tuple[Change, ...]
     width_s: float
@@ -87,6 +100,7 @@ class Result:
 def result_of(engine: Engine, policy: str) -> Result:
     edges = list(engine.stage.edges.values())
     spans = open_spans(engine.changes, engine.scenario.duration_s)
+    ejected = open_spans(engine.changes, engine.scenario.duration_s, *EJECTED)
     services = list(dict.fromkeys(edge.to for edge in edges))
     return Result(
         policy=policy,
@@ -94,10 +108,11 @@ def result_of(engine: Engine, policy: str) -> Result:
         unsent=engine.unsent,
         events=engine.agenda.events,
         edges=tuple(_edge(engine, edge) for edge in edges),
-        endpoints=tuple(_endpoints(engine, services, spans)),
+        endpoints=tuple(_endpoints(engine, services, spans, ejected)),
         amplification={name: amplification(edge for edge in edges if edge.to == name) for name in services},
         openings=sum(change.state == "open" for change in engine.changes),
-        series=_series(engine, [edge for edge in edges if edge.root], spans),
+        ejections=sum(change.state == EJECTED[0] for change in engine.changes),
+        series=_series(engine, [edge for edge in edges if edge.root], spans, ejected),
         changes=tuple(engine.changes),
         width_s=engine.agenda.width_s,
         records=tuple(edges),
@@ -144,14 +159,23 @@ def _edge(engine: Engine, edge: Edge) -> EdgeResult:
 Spans = dict[tuple[str, str], list[tuple[float, float]]]
 
 
-def _endpoints(engine: Engine, services: list[str], spans: Spans) -> Iterable[EndpointResult]:
+def _of(name: str, spans: Spans) -> Spans:
+    """Those of one endpoint."""
+    return {key: found for key, found in spans.items() if key[1] == name}
+
+
+def _shares(engine: Engine, spans: Spans, of: int = 1) -> tuple[float, ...]:
+    """How many of so many hold, by bucket of time."""
+    every = [span for found in spans.values() for span in found]
+    return tuple(each / max(1, of) for each in share_open(every, engine.agenda.width_s, engine.agenda.buckets))
+
+
+def _endpoints(engine: Engine, services: list[str], spans: Spans, ejected: Spans) -> Iterable[EndpointResult]:
     for service in services:
         edges = [edge for edge in engine.stage.edges.values() if edge.to == service]
         callers = sum(len(engine.stage.of(name)) for name in dict.fromkeys(edge.caller for edge in edges))
         for server in engine.stage.of(service):
             name = server.model.name
-            own = [span for (_, endpoint), found in spans.items() if endpoint == name for span in found]
-            shares = share_open(own, engine.agenda.width_s, engine.agenda.buckets)
             yield EndpointResult(
                 service=service,
                 name=name,
@@ -159,20 +183,45 @@ def _endpoints(engine: Engine, services: list[str], spans: Spans) -> Iterable[En
                 actual=share(server.good, server.attempts),
                 refusals=server.refusals,
                 openings=sum(change.state == "open" and change.endpoint == name for change in engine.changes),
-                open_shares=tuple(each / max(1, callers) for each in shares),
+                open_shares=_shares(engine, _of(name, spans), callers),
+                ejections=sum(change.state == EJECTED[0] and change.endpoint == name for change in engine.changes),
+                ejected_shares=_shares(engine, _of(name, ejected), callers),
             )
 
 
-def _series(engine: Engine, roots: list[Edge], spans: Spans) -> Series:
+def _series(engine: Engine, roots: list[Edge], spans: Spans, ejected: Spans) -> Series:
     buckets = range(engine.agenda.buckets)
     ended = [sum(edge.bucket_ended[n] for edge in roots) for n in buckets]
     good = [sum(edge.bucket_good[n] for edge in roots) for n in buckets]
-    every = [span for found in spans.values() for span in found]
+    width_s = engine.agenda.width_s
+    took: list[list[float]] = [[] for _ in buckets]
+    for edge in roots:
+        for begun, lasted in zip(edge.begun_s, edge.took_s, strict=True):
+            index = int(begun / width_s)
+            if index < len(took):
+                took[index].append(lasted)
+    for each in took:
+        each.sort()
+    started = [sum(edge.bucket_started[n] for edge in roots) for n in buckets]
+    asked = dict.fromkeys(edge.to for edge in engine.stage.edges.values())
+    servers = [server for name in asked for server in engine.stage.of(name)]
+    groups: dict[str, list[int]] = {}
+    for server in servers:
+        group = groups.setdefault(server.model.name.rpartition("-")[0] or server.model.name, [0] * len(buckets))
+        for n in buckets:
+            group[n] += server.bucket_attempts[n]
     return Series(
         success=tuple(g / e if e else None for g, e in zip(good, ended, strict=True)),
         in_flight=tuple(sum(edge.bucket_peak[n] for edge in roots) for n in buckets),
         attempts=tuple(sum(edge.bucket_attempts[n] for edge in engine.stage.edges.values()) for n in buckets),
-        open_breakers=tuple(share_open(every, engine.agenda.width_s, engine.agenda.buckets)),
+        open_breakers=_shares(engine, spans),
+        ejected=_shares(engine, ejected),
+        p50_s=tuple(percentile(each, 0.50) if each else None for each in took),
+        p99_s=tuple(percentile(each, 0.99) if each else None for each in took),
+        requests=tuple(started),
+        retries=tuple(sum(edge.bucket_retries[n] for edge in engine.stage.edges.values()) for n in buckets),
+        endpoints=tuple((server.model.name, tuple(server.bucket_attempts[: len(buckets)])) for server in servers),
+        groups=tuple((name, tuple(values)) for name, values in groups.items()),
     )
 
 

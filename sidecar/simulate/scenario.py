@@ -15,6 +15,21 @@ from sidecar.model.source import BUILT_IN, Source
 RESET, HANG = 0, -1
 """In place of a status: the application drops the connection, or never answers."""
 
+PANELS = (
+    "success",
+    "in-flight",
+    "open-breakers",
+    "p50",
+    "p99",
+    "requests",
+    "attempts",
+    "retries",
+    "groups",
+    "endpoints",
+    "ejected",
+)
+"""What a picture can show."""
+
 
 @dataclass(frozen=True, slots=True)
 class Latency:
@@ -164,6 +179,7 @@ class Scenario:
     load: tuple[Load, ...]
     outages: tuple[Outage, ...] = ()
     objectives: tuple[Objective, ...] = ()
+    picture: tuple[str, ...] = PANELS[:3]
     duration_s: float = 60.0
     seed: int = 1
     network_s: float = 0.0005

@@ -12,7 +12,7 @@ from .chance import Failing, Sample, sampler
 from .scenario import Down, EndpointModel, Outage, ServiceModel
 
 if TYPE_CHECKING:
-    from sidecar.policy.ratelimit import Keyed
+    from sidecar.policy.limits import Limiter
 
     from .life import Ask, Attempt
     from .sidecars import Sidecar
@@ -27,6 +27,7 @@ class Server:
     __slots__ = (
         "attempts",
         "born",
+        "bucket_attempts",
         "busy",
         "cold_for_s",
         "cold_slowdown",
@@ -51,7 +52,9 @@ class Server:
         "stops",
     )
 
-    def __init__(self, model: EndpointModel, service: ServiceModel, key: str, rnd: random.Random) -> None:
+    def __init__(
+        self, model: EndpointModel, service: ServiceModel, key: str, rnd: random.Random, buckets: int = 0
+    ) -> None:
         behaviour = model.behaviour
         self.model, self.service, self.key = model, service, key
         self.stops = service.stops
@@ -72,9 +75,10 @@ class Server:
         self.queue: deque[Attempt] = deque()
         self.running: dict[Attempt, None] | None = None
         self.attempts = self.good = self.refusals = 0
+        self.bucket_attempts = [0] * (buckets + 1)
         self.sidecar: Sidecar | None = None  # None: it would decide nothing
         self.steps: list[Ask] = []  # the calls of one request, one after the other
-        self.limits: dict[int, tuple[Keyed, str]] = {}  # the rate limits of its sidecar, by number of what is asked
+        self.limits: dict[int, tuple[Limiter, str]] = {}  # the rate limits of its sidecar, by number of what is asked
         self.hits: list[Outage] = []  # the outages in force, oldest first
 
     def work_s(self, now: float) -> float:

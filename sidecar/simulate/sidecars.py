@@ -14,8 +14,8 @@ from sidecar.plugins.loader import Loader, PluginError
 from sidecar.policy.balancing import Balancing
 from sidecar.policy.cluster import Cluster, RoutePlan
 from sidecar.policy.endpoint import Endpoint
+from sidecar.policy.limits import Limiter, make
 from sidecar.policy.plan import ClusterState, PlanError, Surroundings, compile_plans
-from sidecar.policy.ratelimit import Keyed
 
 from .life import Ask
 from .scenario import EndpointModel
@@ -51,15 +51,16 @@ class Sidecar:
         """A new process knows nothing."""
         for cluster in self.state:
             for endpoint in cluster.endpoints.values():
-                if endpoint.breaker.tripped:
+                if endpoint.breaker.tripped or endpoint.ejected:
                     self._on_breaker(self, endpoint, ENDED)
+            cluster.outliers = None
         self.past += self.state
         self.state = ClusterState()
-        self._buckets: dict[RateLimit, Keyed] = {}
+        self._buckets: dict[RateLimit, Limiter] = {}
         self._balancers: dict[tuple[str, str], Balancing] = {}
         self.routes: dict[int, RoutePlan | None] = {}
         self.faults: dict[int, Fault] = {}
-        self.limits: dict[int, tuple[Keyed, str]] = {}
+        self.limits: dict[int, tuple[Limiter, str]] = {}
 
     def apply(self, snapshot: Snapshot, now: float) -> None:
         """Serve by this policy. Raises PlanError."""
@@ -71,12 +72,14 @@ class Sidecar:
             chain=lambda side, service, route: None,
             stats=lambda side, service, route, version: None,
             on_breaker=self._changed,
+            on_outlier=self._changed,
+            on_panic=self._panicked,
             balancer=self._balancer,
             zone=self.zone,
         )
         self.plans, stale = compile_plans(snapshot, around, self.state, now)
         for endpoint in stale:
-            if endpoint.breaker.tripped:
+            if endpoint.breaker.tripped or endpoint.ejected:
                 self._on_breaker(self, endpoint, GONE)
         self._find_routes(snapshot)
         self._find_limits(snapshot)
@@ -95,6 +98,11 @@ class Sidecar:
 
     def _changed(self, cluster: Cluster, endpoint: Endpoint, text: str) -> None:
         self._on_breaker(self, endpoint, text)
+
+    def _panicked(self, cluster: Cluster, text: str) -> None:
+        for endpoint in cluster.endpoints.values():
+            self._on_breaker(self, endpoint, text)
+            return  # it is the service's, and any of its endpoints tells which that is
 
     def clusters(self, service: str) -> list[Cluster]:
         """What it has had of one upstream service."""
@@ -122,7 +130,10 @@ class Sidecar:
                 limit = next((each.rate_limit for each in routes if plan is not None and each.name == plan.name), None)
                 if limit is not None:
                     same = replace(limit, source=BUILT_IN)
-                    bucket = self._buckets.setdefault(same, Keyed(limit.requests, limit.per_s, limit.burst))
+                    bucket = self._buckets.get(same)
+                    if bucket is None:
+                        made = make(limit.requests, limit.per_s, limit.burst, limit.algorithm)
+                        bucket = self._buckets[same] = made
                     self.limits[ask.number] = bucket, limit.key or ""
                 break
 

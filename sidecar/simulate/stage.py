@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.model.snapshot import Snapshot
 from sidecar.plugins.loader import Loader
+from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import endpoint_key
 
 from .life import Ask
@@ -50,7 +51,7 @@ class Stage:
         self._live: dict[str, list[Sidecar]] = {}
         for name, model in scenario.services.items():
             for endpoint in model.endpoints:
-                server = Server(endpoint, model, endpoint_key(endpoint.spec.host, endpoint.spec.port), rnd)
+                server = Server(endpoint, model, endpoint_key(endpoint.spec.host, endpoint.spec.port), rnd, buckets)
                 server.steps = self._steps[name]
                 server.sidecar = self._sidecar(endpoint, name, on_breaker)
                 self.servers[server.key] = self._by_name[endpoint.name] = server
@@ -100,6 +101,13 @@ class Stage:
     def of(self, service: str) -> list[Server]:
         """The endpoints of a service, whatever has become of them."""
         return self._of[service]
+
+    def ejecting(self) -> Iterator[Cluster]:
+        """What sidecars know of services whose outliers are ejected."""
+        for server in self.servers.values():
+            for cluster in server.sidecar.state if server.sidecar is not None else ():
+                if cluster.outliers is not None:
+                    yield cluster
 
     def on_bucket(self, bucket: int) -> None:
         for edge in self.edges.values():

@@ -54,7 +54,9 @@ class SideMeters:
             side=side,
         )
         self.tcp_tunnels = level("pillion_tcp_tunnels", "Open TCP tunnels, upgraded connections included.")
-        self.tcp_tunnels_total = counter("pillion_tcp_tunnels_opened_total", "TCP tunnels opened.")
+        self.tcp_tunnels_total = counter(
+            "pillion_tcp_tunnels_opened_total", "TCP tunnels opened, upgraded connections included."
+        )
         self.passthrough = counter(
             "pillion_passthrough_connections_total", "Intercepted connections to unknown destinations, passed through."
         )
@@ -70,6 +72,11 @@ CLUSTER_COUNTS = (
     ("overflows", "pillion_overflows_total", "Requests refused because a limit was full."),
     ("budget_exhausted", "pillion_retry_budget_exhausted_total", "Retries not made because the budget was spent."),
     ("panic_picks", "pillion_panic_picks_total", "Attempts sent to unhealthy endpoints, because too few are healthy."),
+    (
+        "ejections_capped",
+        "pillion_outlier_ejections_capped_total",
+        "Outliers that were not ejected, because too many endpoints are.",
+    ),
     ("spilled_picks", "pillion_spilled_picks_total", "Attempts sent to endpoints of a worse priority."),
     ("zone_picks", "pillion_zone_picks_total", "Attempts kept in the caller's own zone."),
 )
@@ -112,9 +119,9 @@ class ServiceMeters:
 
 
 class EndpointMeters:
-    """The circuit breaker of one endpoint; belongs to the policy."""
+    """Circuit breaker and ejections of one endpoint; belongs to the policy."""
 
-    __slots__ = ("breaker_openings", "breaker_state")
+    __slots__ = ("breaker_openings", "breaker_state", "ejections")
 
     def __init__(self, registry: Registry, service: str, endpoint: str) -> None:
         self.breaker_state: Level = registry.level(
@@ -127,6 +134,13 @@ class EndpointMeters:
         self.breaker_openings: Counter = registry.counter(
             "pillion_breaker_openings_total",
             "Times that the circuit breaker opened.",
+            expires=True,
+            service=service,
+            endpoint=endpoint,
+        )
+        self.ejections: Counter = registry.counter(
+            "pillion_outlier_ejections_total",
+            "Times that it was ejected as an outlier.",
             expires=True,
             service=service,
             endpoint=endpoint,
@@ -179,6 +193,15 @@ class Meters:
     def certificate_expiry(self, read: Callable[[], float]) -> None:
         self._registry.gauge(
             "pillion_certificate_expiry_timestamp_seconds", "When the sidecar's certificate ends, in Unix time.", read
+        )
+
+    def global_limits(self, share: Callable[[], float], demand: Callable[[], float]) -> None:
+        """Of the rate limits that all instances of the service keep together."""
+        self._registry.gauge(
+            "pillion_rate_limit_share", "This instance's part of the global rate limits, 0 to 1.", share
+        )
+        self._registry.gauge(
+            "pillion_rate_limit_demand_ratio", "What is asked of this instance, as a part of the global limits.", demand
         )
 
     def build_info(self, version: str, python: str, revision: Callable[[], str]) -> None:

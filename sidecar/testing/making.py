@@ -7,7 +7,7 @@ import trio
 
 from sidecar.api import FilterContext, Request, Response
 from sidecar.api.headers import Field
-from sidecar.policy.ratelimit import Keyed
+from sidecar.policy.limits import Limits
 
 Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
@@ -98,7 +98,7 @@ def make_context(
 ) -> FilterContext:
     """A context in which time and chance stand still, unless the test moves them. `sleep` is Trio's."""
     around = surroundings if surroundings is not None else Surroundings()
-    return FilterContext(service, side, clock, random, around.log, around.counter, Keyed, trio.sleep)
+    return FilterContext(service, side, clock, random, around.log, around.counter, Limits().limiter, trio.sleep)
 
 
 def _fields(headers: Fields) -> list[Field]:

@@ -191,6 +191,11 @@ class Http2(ABC):
         """All that came of the body has gone on (or is of no interest): the peer may send as much again."""
 
     @abstractmethod
+    def resize(self, window_bytes: int) -> None:
+        """From now on every stream's receive window is that large, also of those that are open (RFC 9113, section
+        6.9.2). What has come and is not consumed stays."""
+
+    @abstractmethod
     def queued_bytes(self, stream: Stream) -> int:
         """How much of our body waits, for the peer's window or for the next `to_send`."""
 

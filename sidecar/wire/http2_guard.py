@@ -119,7 +119,8 @@ class Guard:
         self.opened_streams = self.sent_units = 0
         self._preface = PREFACE if server else b""  # what of it is still to come
         self._begun = False  # the peer's first SETTINGS have come
-        self._agreed = False  # it has acknowledged ours
+        self._agreed = False  # it has acknowledged our first
+        self._proposed = 1  # SETTINGS of ours that it has not acknowledged
         self._rest = b""  # of a frame header, cut off
         self._skip = 0  # bytes of a payload still to come
         self._cut = 0  # the type of that frame
@@ -150,6 +151,10 @@ class Guard:
         self._highest = sid
         self._open.add(sid)
         self.opened_streams += 1
+
+    def proposed(self) -> None:
+        """We have sent further SETTINGS."""
+        self._proposed += 1
 
     def sent(self, size: int) -> None:
         """Body of this size was given to the engine to send."""
@@ -298,8 +303,9 @@ class Guard:
             if length > 6 * SETTINGS_ENTRIES_MAX:
                 raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in one frame", "settings_entries")
             if flags & _ACK:
-                if self._agreed:
+                if not self._proposed:
                     raise Http2Error(ErrorCode.PROTOCOL_ERROR, "SETTINGS acknowledged that we have not sent")
+                self._proposed -= 1
                 self._agreed = True
         elif kind == _GOAWAY:
             if length < 8:

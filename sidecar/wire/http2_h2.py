@@ -22,11 +22,10 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from .http1_guard import ProtocolError
-from .http1_message import Message
 from .http2 import PREFACE, ErrorCode, Fields, Http2, Http2Error, Http2Limits, Stream
 from .http2_guard import Guard
 from .http2_h2_frames import Flow, Sections, frame_bytes, guarded, split, unpadded
-from .http2_heads import Malformed, request_message, response_message, trailer_fields
+from .http2_heads import Malformed, refused_message, request_message, response_message, trailer_fields
 
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
     range(10)
@@ -280,7 +279,7 @@ class H2Codec(Http2):
             self._malformed(stream, str(exc))
             return
         except ProtocolError as exc:
-            stream.m = m = Message()
+            stream.m = m = refused_message(fields)
             m.done = stream.ended = end
             stream.status, stream.detail = exc.status, exc.detail
         flow.expected = m.length
@@ -437,7 +436,7 @@ class H2Codec(Http2):
 
     def _fail(self, error: Http2Error) -> None:
         if self.error is None:
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames would keep all of this alive
             self.closing = True
             self._goaway = frame_bytes(_GOAWAY, 0, 0, pack(">II", self._highest, error.code))
 
@@ -580,6 +579,14 @@ class H2Codec(Http2):
                     self._conn.acknowledge_received_data(unread, stream.sid)
                 except H2ProtocolError:
                     pass
+
+    def resize(self, window_bytes: int) -> None:
+        if self.error is None:
+            try:
+                self._conn.update_settings({_WINDOW: window_bytes})
+            except H2ProtocolError:
+                return
+            self._guard.proposed()
 
     def queued_bytes(self, stream: Stream) -> int:
         flow = self._flows.get(stream.sid)

@@ -160,6 +160,18 @@ def request_message(fields: Sequence[Field], end: bool, between_sidecars: bool =
     return m
 
 
+def refused_message(fields: Iterable[Field]) -> Message:
+    """What an answer must know of a request for which `request_message` has raised ProtocolError: the method, since a
+    HEAD gets no content, and whether it is gRPC."""
+    m = Message()
+    for name, value in fields:
+        if name == b":method":
+            m.method = value
+        elif name == b"content-type":
+            m.grpc = is_grpc(value)
+    return m
+
+
 def _target(m: Message, pseudo: dict[bytes, bytes]) -> None:
     scheme, path = pseudo.get(b":scheme"), pseudo.get(b":path")
     if not scheme or not path:

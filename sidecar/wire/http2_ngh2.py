@@ -25,10 +25,9 @@ from ngh2 import (
 )
 
 from .http1_guard import ProtocolError
-from .http1_message import Message
 from .http2 import ErrorCode, Fields, Http2, Http2Error, Http2Limits, Stream
 from .http2_guard import SECTION_BYTES_MAX, SECTION_FIELDS_MAX, Guard
-from .http2_heads import Malformed, request_message, response_message, trailer_fields
+from .http2_heads import Malformed, refused_message, request_message, response_message, trailer_fields
 
 _HEADER_TABLE, _ENABLE_PUSH, _STREAMS_MAX, _WINDOW, _FRAME_MAX, _SECTION_MAX = range(1, 7)
 _EXTENDED_CONNECT, _NO_PRIORITIES = 8, 9
@@ -173,7 +172,7 @@ class Ngh2Codec(Http2):
             self._malformed(stream, str(exc))
             return
         except ProtocolError as exc:
-            stream.m = m = Message()
+            stream.m = m = refused_message(e.headers)
             m.done = stream.ended = e.end_stream
             stream.status, stream.detail = exc.status, exc.detail
         self.news[stream] = None
@@ -277,7 +276,7 @@ class Ngh2Codec(Http2):
 
     def _fail(self, error: Http2Error) -> None:
         if self.error is None:
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames would keep all of this alive
             self.closing = self._failed = True
             self._goaway = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + pack(">II", self._highest, error.code)
 
@@ -373,6 +372,14 @@ class Ngh2Codec(Http2):
                 self._conn.acknowledge_received_data(unread, stream.sid)
             except NGH2Error:
                 pass
+
+    def resize(self, window_bytes: int) -> None:
+        if self.error is None:
+            try:
+                self._conn.update_settings({_WINDOW: window_bytes})
+            except NGH2Error:
+                return
+            self._guard.proposed()
 
     def queued_bytes(self, stream: Stream) -> int:
         return self._conn.queued_body_size(stream.sid)

@@ -280,7 +280,8 @@ DESCRIBED = {
     "endpoints": [
         {"service": "reviews", "address": "10.0.0.1:15006", "sidecar": "s1", "version": "v1", "labels": {"a": "1"},
          "weight": 1, "state": "up", "healthy": False, "reason": "GET /healthz: 503",
-         "breakers": [{"caller": "web", "state": "open"}], "certificate_not_after": 4e9},
+         "breakers": [{"caller": "web", "state": "open"}], "certificate_not_after": 4e9,
+         "evidence": [{"caller": "web", "text": "12:00 breaker open for 1.2 s: 7 consecutive failures"}]},
     ],
     "routes": [
         {"name": "default", "match": "*", "to": "every endpoint", "tries": "2 x none in 15s", "source": "built-in"},
@@ -302,6 +303,7 @@ def test_describe_a_service(server: StandIn, capsys: pytest.CaptureFixture[str])
         "mesh.yaml:12, change 4 by mia, ",
         "10.0.0.1:15006  v1       unhealthy  open for web",
         "GET /healthz: 503",
+        "  10.0.0.1:15006  web     12:00 breaker open for 1.2 s: 7 consecutive failures",
         "  web     10.0        1.0         90.0%",
         "  timeout.total  10s    defaults  mesh.yaml:3  15s (built-in)",
     ):

@@ -374,7 +374,7 @@ def test_a_broken_connection_is_ended_with_goaway_and_named(pair: Pair) -> None:
             client.until(lambda: False, 5)
         assert client.last is not None
     until(lambda: pair.web.metric("pillion_http2_limits_total", side="out") >= 1, "the count")
-    assert "bad_request: from 127.0.0.1: HTTP/2: PROTOCOL_ERROR" in pair.web.log
+    until(lambda: "bad_request: from 127.0.0.1: HTTP/2: PROTOCOL_ERROR" in pair.web.log, "the line in the log")
 
 
 def test_http1_goes_on_beside_it(pair: Pair) -> None:

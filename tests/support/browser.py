@@ -1,6 +1,8 @@
 """A real browser without a window, that opens one page."""
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +24,11 @@ def open_page(url: str, path: Path) -> Iterator[None]:
     ]  # fmt: skip
     with open(path / "browser.log", "wb") as log:
         process = subprocess.Popen(
-            [command, *options, url], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
-        )
+            [command, *options, url], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
+            start_new_session=True,
+        )  # fmt: skip
     try:
         yield
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -2,7 +2,8 @@
 
     python -m support.documents        (in tests/) writes the made parts anew
 
-Made parts stand between `<!-- NAME: made from the program -->` and `<!-- end of NAME -->`.
+Made parts stand between `<!-- NAME: made from the program -->` and `<!-- end of NAME -->`. What `pillion simulate`
+prints and draws in the documents is the business of `support.rehearsals`.
 """
 
 import re
@@ -21,6 +22,8 @@ from sidecar.proxy.world import World
 from sidecar.telemetry import process
 from sidecar.telemetry.catalogue import Meters
 from sidecar.telemetry.metrics import Registry
+
+from . import rehearsals
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -132,6 +135,7 @@ def metrics_reference() -> str:
     meters = Meters(registry)
     meters.build_info("0", "3", lambda: "r")
     meters.certificate_expiry(lambda: 0.0)
+    meters.global_limits(lambda: 1.0, lambda: 0.0)
     meters.log_drops("own", lambda: 0.0)
     service = meters.service("in", "s")
     for counters, label in (
@@ -175,7 +179,8 @@ def metrics_reference() -> str:
 
 _CLUSTER_ATTRIBUTES = (
     *("attempts", "retries", "resends", "cancelled", "overflows", "budget_exhausted"),
-    *("active", "connections", "panic", "panic_picks", "spilled_picks", "zone_picks"),
+    *("active", "connections", "panic", "panic_picks", "spilled_picks", "zone_picks", "ejected"),
+    "ejections_capped",
 )
 
 
@@ -222,6 +227,7 @@ def renewed(path: Path) -> str:
 def main() -> int:
     for path in MADE:
         path.write_text(renewed(path))
+    rehearsals.renew_reference()
     return 0
 
 

@@ -1,6 +1,6 @@
 """What a heartbeat tells of traffic: differences of counters that outlive policies."""
 
-from sidecar.discovery.reports import Edges, breakers
+from sidecar.discovery.reports import EVIDENCE_CHARS_MAX, Edges, breakers, evidence
 from sidecar.model.snapshot import CircuitBreaker, EndpointSpec, Limits, Retry
 from sidecar.policy.cluster import Cluster
 
@@ -52,3 +52,14 @@ def test_breakers_that_are_not_closed() -> None:
     first = next(iter(reviews.endpoints.values()))
     first.breaker.failure(first.breaker.generation, 0.0, lambda: 0.5)
     assert breakers(clusters, 0.0) == [("reviews", "10.0.0.1:1", "open")]
+    assert evidence(clusters) == []
+    first.note("12:00 breaker open for 1.2 s: 1 consecutive failures")
+    second = list(reviews.endpoints.values())[1]
+    second.eject()
+    second.note("12:01 outlier ejected: x" + "x" * 400)
+    assert breakers(clusters, 0.0)[1] == ("reviews", second.key, "ejected")
+    assert [(key, text[:14]) for _, key, text in evidence(clusters)] == [
+        ("10.0.0.1:1", "12:00 breaker "),
+        (second.key, "12:01 outlier "),
+    ]
+    assert max(len(text) for _, _, text in evidence(clusters)) == EVIDENCE_CHARS_MAX

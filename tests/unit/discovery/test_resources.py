@@ -138,6 +138,9 @@ def test_a_service_is_a_candidate_until_it_is_accepted() -> None:
         (Resource("endpoints/reviews", "1", {}), "a list"),
         (Resource("endpoints/reviews", "1", [{"host": "x"}]), "port"),
         (Resource("bans", "1", []), "a map"),
+        (Resource("share", "1", {"share": 0}), "above 0"),
+        (Resource("share", "1", {"share": True}), "above 0"),
+        (Resource("share", "1", 0.5), "above 0"),
         (Resource("bans", "1", {"identities": [1]}), "list of strings"),
         (Resource("names", "1", {}), "list of strings"),
         (Resource("bundle", "1", {"pem": ""}), "trust domain"),
@@ -150,6 +153,15 @@ def test_what_cannot_be_read_is_refused_by_name_and_the_old_stays(resource: Reso
     taken = holdings.take([resource])
     assert taken.rejected.keys() == {resource.name} and reason in taken.rejected[resource.name]
     assert (holdings.versions(), holdings.snapshot({})) == before
+
+
+def test_a_share_stands_until_it_is_taken_back() -> None:
+    holdings = holding(service("web"))
+    assert holdings.share is None
+    assert holdings.take([Resource("share", "1", {"share": 0.25})]).changed == {"share"}
+    assert holdings.share == 0.25 and holdings.versions()["share"] == "1"
+    holdings.take([], ["share"])
+    assert holdings.share is None
 
 
 def test_bans_and_names() -> None:

@@ -39,7 +39,7 @@ def test_the_example_fits() -> None:
         "version: 1\nservices: {web: {ports: {http: {port: 70000}}}}",
         "version: 1\nservices: {web: {ports: {http: {}}}}",
         "version: 1\nservices: {web: {ports: {http: {port: 1, protocol: h2c}}}}",
-        "version: 1\nservices: {web: {outliers: {interval: 10s}}}",
+        "version: 1\nservices: {web: {outliers: {interval: 10}}}",
         "version: 1\nservices: {web: {versions: {v1: {labels: {version: 1}}}}}",
         "version: 1\nservices: {web: {authz: {default: maybe}}}",
         "version: 1\nservices: {web: {authz: null}}",

@@ -24,7 +24,8 @@ def test_each_side_has_its_own_in_order() -> None:
 
 def test_they_carry_the_route_s_values_and_places() -> None:
     (limit, _), (delay, abort, headers, _) = uses(FULL, "in"), uses(FULL, "out")
-    assert limit.config == {"requests": 100, "per_s": 1.0, "burst": 50, "key": "caller"}
+    assert limit.config == {"requests": 100, "per_s": 1.0, "burst": 50, "key": "caller",
+                            "algorithm": "token-bucket", "scope": "local"}  # fmt: skip
     assert delay.config == {"delay_s": 2.0, "percent": 50.0}
     assert abort.config == {"status": 503, "percent": 10.0}
     assert headers.config == {

@@ -86,6 +86,23 @@ async def test_each_key_has_its_own_bucket(key: str, one: dict[str, object], oth
     assert filter_.on_request(make_request(**other)) is None  # type: ignore[arg-type]
 
 
+async def test_a_sliding_window_says_exactly_when_to_come_back() -> None:
+    clock = Clock()
+    filter_ = await opened(clock, requests=3, per_s=10.0, algorithm="sliding-window", scope="global")
+    clock.now = 4.0
+    assert [filter_.on_request(make_request()) is None for _ in range(4)] == [True, True, True, False]
+    # 6 s to the next window, of which 3 * (1 - x / 10) + 1 <= 3 from x = 3 1/3 on: 9 1/3, in whole seconds 10
+    assert refused(filter_, make_request()).headers[:3] == (
+        (b"retry-after", b"10"),
+        (b"ratelimit", b'"default";r=0;t=10'),
+        (b"ratelimit-policy", b'"default";q=3;w=10'),
+    )
+    clock.now = 13.3
+    assert filter_.on_request(make_request()) is not None
+    clock.now = 13.4
+    assert filter_.on_request(make_request()) is None
+
+
 async def test_without_a_key_all_share_one_bucket() -> None:
     filter_ = await opened(Clock(), requests=1, per_s=60.0)
     assert filter_.on_request(make_request(caller="spiffe://m/a")) is None
@@ -98,6 +115,8 @@ async def test_without_a_key_all_share_one_bucket() -> None:
         ({"requests": 0}, "requests must be at least 1"),
         ({"requests": 1, "burst": 0}, "burst must be at least 1"),
         ({"requests": 1, "per_s": 0}, "per_s must be between"),
+        ({"requests": 1, "algorithm": "leaky"}, "token-bucket or sliding-window"),
+        ({"requests": 1, "scope": "mesh"}, "local or global"),
         ({"requests": 1, "key": "ip"}, "none, caller, address or header:NAME"),
         ({"requests": 1, "key": "header:a b"}, "not a header name"),
     ],

@@ -1,14 +1,25 @@
 """The channel's dealings with OpenSSL and epoll, on a scripted socket and a reactor without epoll."""
 
 import errno
+import gc
 import ssl
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.fakesock import FakeReactor, PlainSocket, TlsSocket
 
-from sidecar.proxy.channel import HIGH_BYTES, LOW_BYTES, RECORD_BYTES, SMALL_BYTES, TIGHT_BYTES, Channel
+from sidecar.proxy.channel import (
+    HELD_BYTES,
+    HIGH_BYTES,
+    LOW_BYTES,
+    RECORD_BYTES,
+    SMALL_BYTES,
+    TIGHT_BYTES,
+    Channel,
+    share,
+)
 from sidecar.proxy.reactor import ERR, HUP, IN, OUT, RDHUP
 
 RECORD = b"r" * RECORD_BYTES
@@ -275,10 +286,10 @@ def test_high_and_low_marks():
 
 def test_all_of_them_together_have_a_mark_above_which_each_gets_less():
     rig = plain()
-    rig.reactor.held_bytes = TIGHT_BYTES  # of others
-    rig.sock.reads = [RECORD, b"more"]
-    rig.event(IN)  # a record at a time
-    assert rig.heard == [RECORD]
+    rig.reactor.held_bytes = HELD_BYTES  # of others
+    rig.sock.reads = [RECORD[:SMALL_BYTES], b"more"]
+    rig.event(IN)  # no more at a time than one may hold
+    assert rig.heard == [RECORD[:SMALL_BYTES]]
     rig.heard.clear()
     rig.sock.sends = [BlockingIOError()]
     assert not rig.write(RECORD)
@@ -289,11 +300,45 @@ def test_all_of_them_together_have_a_mark_above_which_each_gets_less():
     rig.event(OUT)
     assert rig.heard == ["drained"]
     rig.event(OUT)
-    assert rig.reactor.held_bytes == TIGHT_BYTES
+    assert rig.reactor.held_bytes == HELD_BYTES
     rig.sock.sends = [BlockingIOError()]
     assert not rig.write(RECORD)
     rig.channel.cut()
-    assert rig.reactor.held_bytes == TIGHT_BYTES
+    assert rig.reactor.held_bytes == HELD_BYTES
+
+
+def test_however_many_do_not_read_they_hold_little_more_than_their_sum():
+    for peers in (1, 16, 300, 3000):
+        held, total = [0] * peers, 0
+        for _ in range(100):
+            for peer in range(peers):
+                mark = HIGH_BYTES if total < TIGHT_BYTES else share(total)
+                if held[peer] < mark:
+                    held[peer] += SMALL_BYTES
+                    total += SMALL_BYTES
+        assert total <= HELD_BYTES + peers * SMALL_BYTES
+
+
+@pytest.mark.parametrize("kind", ["write", "burst"])
+def test_an_error_keeps_nothing_alive(kind: str):
+    """Its traceback has the frames of all who called, and what they had in hand."""
+    rig = tls() if kind == "burst" else plain()
+    owner = weakref.ref(rig.owner)
+    gc.disable()
+    try:
+        if kind == "burst":
+            rig.sock.reads = [RECORD, ConnectionResetError()]
+            rig.event(IN)
+        else:
+            rig.sock.sends = [ConnectionResetError()]
+            rig.write(b"data")
+            rig.sock.reads = [b""]
+            rig.event(IN)
+        assert not rig.channel.open
+        del rig
+        assert owner() is None
+    finally:
+        gc.enable()
 
 
 def test_notify_empty_tells_the_last_byte_too():

@@ -11,7 +11,7 @@ from support.memory_net import Net, Peer, memory_world
 
 from sidecar.model.snapshot import EndpointSpec, Mtls, Route, Service, Snapshot, Timeouts
 from sidecar.proxy.http2_down import FLUSH_S, GREETING_S, KEEP_ALIVE_S, NOTICE_S
-from sidecar.proxy.http2_down_stream import STALL_S
+from sidecar.proxy.http2_down_stream import END_S, STALL_S
 from sidecar.wire.http2 import PREFACE, ErrorCode, Stream
 from sidecar.wire.websocket import accept_of
 
@@ -192,6 +192,44 @@ async def test_an_early_answer_ends_the_upload_without_an_error(autojump_clock: 
 
 
 # -- flow control
+
+
+@ENGINES
+async def test_who_ends_a_stream_behind_its_content_is_not_reset_before(autojump_clock: Any, engine: str) -> None:
+    """The answer to all that content-length promised may come before END_STREAM does."""
+    async with network(engine) as net:
+        caller = Http2Caller(net)
+        asked = caller.ask(method="POST", extra=[(b"content-length", b"5")], body=b"12", end=False)
+        server = await server_of(net)
+        asked.send(b"345")
+        await settled(caller)
+        assert server.read().endswith(b"12345")
+        server.send(OK)
+        await settled(caller)
+        assert (asked.status, asked.body, asked.done, asked.error) == (200, b"ok", True, None)
+        await trio.sleep(END_S / 2)
+        assert caller.down.codec.streams
+        asked.send(b"", True)
+        await settled(caller)
+        await trio.sleep(END_S * 2)
+        await settled(caller)
+        assert asked.error is None
+        assert not caller.down.codec.streams and not caller.down.waiting
+
+
+@ENGINES
+async def test_who_never_ends_it_is_reset_after_a_while(autojump_clock: Any, engine: str) -> None:
+    async with network(engine) as net:
+        caller = Http2Caller(net)
+        asked = caller.ask(method="POST", extra=[(b"content-length", b"5")], body=b"12345", end=False)
+        server = await server_of(net)
+        server.send(OK)
+        await settled(caller)
+        assert asked.done and caller.down.codec.streams
+        await trio.sleep(END_S + 0.1)
+        await settled(caller)
+        assert asked.error in (None, ErrorCode.NO_ERROR)
+        assert not caller.down.codec.streams and not caller.down.waiting
 
 
 @ENGINES

@@ -1,6 +1,7 @@
 """`pillion simulate`: exit codes, what goes where, and the examples."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_the_examples_keep_their_objectives(path: Path, capsys: Said) -> None:
 
 
 def test_there_are_the_examples_that_the_documentation_names() -> None:
-    names = {"version-erring", "retry-storm", "cold-start", "zone-lost"}
+    names = {"version-erring", "retry-storm", "cold-start", "zone-lost", "slow-instance", "slow-endpoint", "deadline"}
     assert names <= {path.stem for path in SCENARIOS}
 
 
@@ -58,6 +59,26 @@ def test_an_objective_that_breaks(capsys: Said, tmp_path: Path) -> None:
     path.write_text(pair(more=["objectives: [{p99: 1ms}]"]))
     assert main(["simulate", str(path)]) == 1
     assert "BROKEN" in capsys.readouterr().out
+
+
+def test_the_schema_needs_no_scenario(capsys: Said) -> None:
+    assert main(["simulate", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["title"] == "pillion scenario" and "outages" in schema["properties"]
+    assert main(["simulate"]) == 2
+    assert "SCENARIO" in capsys.readouterr().err
+
+
+def test_panels_by_the_scenario_and_by_option(capsys: Said, tmp_path: Path) -> None:
+    path, svg = tmp_path / "calm.yaml", tmp_path / "calm.svg"
+    path.write_text(pair(more=["picture: [p99, groups]"]))
+    run = ["simulate", str(path), "--svg", str(svg), "--requests", "50"]
+    assert main(run) == 0
+    assert re.findall(r'y="\d+">([^<]+)</text>', svg.read_text())[1:] == ["p99, ms", "attempts/s"]
+    assert main([*run, "--panel", "retries", "--panel", "success", "--panel", "retries"]) == 0
+    assert re.findall(r'y="\d+">([^<]+)</text>', svg.read_text())[1:] == ["retries/s", "success"]
+    assert main([*run, "--panel", "all"]) == 2
+    assert main([*run, "--against", str(path)]) == 2  # a scenario is no policy
 
 
 def test_a_bad_scenario(capsys: Said, tmp_path: Path) -> None:

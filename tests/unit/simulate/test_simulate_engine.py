@@ -154,7 +154,7 @@ def test_a_breaker_opens_with_the_seventh_failure_exactly() -> None:
     ready.run()
     first, second = ready.changes[:2]
     assert first.at_s == pytest.approx(2.66, abs=1e-9)
-    assert first.text.endswith("7 consecutive failures") and first.state == "open"
+    assert first.text.endswith("7 consecutive failures, the last 500") and first.state == "open"
     lasts_s = float(first.text.split()[2])
     assert 1.0 <= lasts_s <= 1.5
     probe = math.ceil((2.66 + lasts_s - 0.05) * 10) / 10 + 0.05  # the first request after that

@@ -10,7 +10,7 @@ import yaml
 from support.scenarios import codes, pair, read
 
 from sidecar.model.problems import render
-from sidecar.simulate.reading import read_scenario
+from sidecar.simulate.reading import read_scenario, read_text
 
 HEAD = "version: 1\npolicy: {version: 1, services: {web: {}, reviews: {}}}\n"
 
@@ -208,3 +208,73 @@ def test_whatever_a_file_holds_reading_gives_a_scenario_or_problems() -> None:
             assert (found.scenario is None) is bool(found.errors), (path, odd)
         found = read(yaml.safe_dump(changed(document, path, None, True)))
         assert (found.scenario is None) is bool(found.errors), path
+
+
+WRONG = """
+version: 1
+policy: {version: 1, services: {web: {}, reviews: {}}}
+services:
+  web: {endpoints: 0}
+  reviews:
+    latency: {p50: 20ms}
+    errors: {rate: 150%, statuses: [200, rest]}
+    endpoint: 3
+load:
+  - {from: web, to: review, rate: fast}
+  - {from: web, to: reviews, rate: 1, steps: [{at: 0s, rate: 1}]}
+outages:
+  - {at: 100s, service: reviews}
+  - {at: 1s, service: reviews, endpoint: reviews-9, down: maybe}
+objectives:
+  - {p99: 1s, after: 5s, before: 2s}
+  - {p99: 1}
+  - {}
+picture: [sucess, p99]
+duration: 10
+"""
+
+
+def test_all_that_is_wrong_is_said_at_once_each_thing_once_and_where() -> None:
+    """One line for each mistake: what follows from another one is not said as well."""
+    errors = read_text(WRONG, "x.yaml").errors
+    found = [(problem.source.line, problem.source.column, problem.code) for problem in errors]
+    assert found == [
+        (5, 20, "P0115"),
+        (7, 14, "P0502"),
+        (8, 20, "P0115"),
+        (8, 37, "P0115"),
+        (8, 42, "P0106"),
+        (9, 5, "P0104"),
+        (11, 21, "P0501"),
+        (11, 35, "P0105"),
+        (12, 5, "P0502"),
+        (14, 5, "P0502"),
+        (14, 10, "P0503"),
+        (15, 42, "P0501"),
+        (15, 59, "P0106"),
+        (17, 34, "P0503"),
+        (18, 11, "P0106"),
+        (19, 5, "P0502"),
+        (20, 11, "P0106"),
+        (21, 11, "P0106"),
+    ]
+    helped = [problem.help for problem in errors if problem.code in ("P0104", "P0501")]
+    assert helped == ['did you mean "endpoints"?', 'did you mean "reviews"?', 'did you mean "reviews-1"?']
+
+
+def test_the_schema_knows_what_is_read() -> None:
+    from jsonschema import Draft7Validator
+
+    from sidecar.simulate.schema import json_schema
+
+    schema = json_schema()
+    Draft7Validator.check_schema(schema)
+    validator = Draft7Validator(schema)
+    root = Path(__file__).parents[3] / "examples" / "scenarios"
+    examples = [path.read_text() for path in root.glob("*.yaml") if not path.stem.endswith("-policy")]
+    for text in [WHOLE, *examples]:
+        validator.validate(yaml.safe_load(text))
+    assert not validator.is_valid(yaml.safe_load(WRONG))
+    for bad in ("policy: {version: 1, services: {web: {timout: {}}}}", "picture: [all]", "load: []", "policy: 7"):
+        key = bad.partition(":")[0]
+        assert not validator.is_valid({**yaml.safe_load(WHOLE), key: yaml.safe_load(bad)[key]}), bad

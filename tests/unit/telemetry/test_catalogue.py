@@ -27,11 +27,15 @@ NAMES = {
     "pillion_filter_overruns",
     "pillion_intercepted_connections",
     "pillion_log_lines_dropped",
+    "pillion_outlier_ejections",
+    "pillion_outlier_ejections_capped",
     "pillion_overflows",
     "pillion_panic_picks",
     "pillion_passthrough_connections",
     "pillion_policy_info",
     "pillion_policy_reloads",
+    "pillion_rate_limit_demand_ratio",
+    "pillion_rate_limit_share",
     "pillion_rate_limited",
     "pillion_reactor_lag_seconds",
     "pillion_resends",
@@ -52,6 +56,7 @@ def test_every_metric_has_its_name_in_both_formats() -> None:
     meters = Meters(registry)
     meters.build_info("0.1.0", "3.11.2", lambda: "abc")
     meters.certificate_expiry(lambda: 1.7e9)
+    meters.global_limits(lambda: 0.5, lambda: 2.0)
     meters.log_drops("access", lambda: 3)
     meters.inbound.handshakes_failed.inc("expired")
     meters.outbound.connections_up_total.inc(10)

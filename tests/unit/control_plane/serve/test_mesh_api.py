@@ -256,10 +256,14 @@ async def test_traffic_is_believed_as_far_as_it_can_be_true(kit: Kit, autojump_c
         ["nowhere", "10.0.0.1:1", "open"], ["reviews", "10.0.0.1:2", "\x1b[31m"],
         ["reviews", "10.0.0.1:3", "half-open"],
     ]  # fmt: skip
-    assert (await kit.post("/v1/heartbeat", {"edges": told, "breakers": breakers})).error == "not_registered"
+    evidence = [["reviews", "10.0.0.1:1", "because"], ["nowhere", "10.0.0.1:1", "x"], ["reviews", "1:1", "\x1b[31m"],
+                ["reviews", "10.0.0.1:1", "x" * 301], ["reviews", "1:1\n", "x"]]  # fmt: skip
+    beat = {"edges": told, "breakers": breakers, "evidence": evidence}
+    assert (await kit.post("/v1/heartbeat", beat)).error == "not_registered"
     stream = kit.replica.hub.streams["a"]
     assert stream.edges == {"reviews": (10.0, 1.0)}
     assert stream.breakers == (("reviews", "10.0.0.1:1", "open"), ("reviews", "10.0.0.1:3", "half-open"))
+    assert stream.evidence == (("reviews", "10.0.0.1:1", "because"),)
     assert (await kit.post("/v1/heartbeat", b'{"edges": [["reviews", 1e999, 1]]}')).error == "invalid"
     await kit.post("/v1/heartbeat", {"edges": [["reviews", 1e300, 1]]})
     assert stream.edges["reviews"][0] <= 10.0
@@ -273,7 +277,8 @@ async def test_traffic_is_believed_as_far_as_it_can_be_true(kit: Kit, autojump_c
     "strange",
     [
         {"host": "fe80::1%\n\x1b[31m"}, {"host": "fe80::1%eth0"}, {"host": "0.0.0.0"}, {"host": "a..b"}, {"host": ""},
-        {"labels": {"a": "\x1b[31m"}}, {"labels": {"a\nb": "c"}}, {"zone": "a\nb"}, {"ports": {"x" * 64: 1}},
+        {"labels": {"a": "\x1b[31m"}}, {"labels": {"a\nb": "c"}}, {"zone": "a\nb"}, {"priority": -1},
+        {"priority": 101}, {"ports": {"x" * 64: 1}},
         {"ports": {"a\nb": 1}}, {"port": 0}, {"weight": 0}, {"labels": {"a": "x" * 129}},
     ],
 )  # fmt: skip

@@ -62,7 +62,7 @@ async def prepared(api: Api) -> tuple[str, str]:
     await put(api, f"{INSTANCES}reviews/gone", Instance("10.0.0.3", 3, state="gone", changed=1e12))
     edges = (("web", "reviews", 8.0, 1.0), ("cron", "reviews", 1.0, 0.0))
     breakers = (("web", "reviews", "10.0.0.1:1", "open"), ("web", "reviews", "[fd00::1]:2", "half-open"))
-    await put(api, OBSERVED + "r1", Observed(edges, breakers))
+    await put(api, OBSERVED + "r1", Observed(edges, breakers, (("web", "reviews", "10.0.0.1:1", "because"),)))
     await put(api, OBSERVED + "r2", Observed((("web", "reviews", 2.0, 1.0),), breakers[:1]))
     await trio.sleep(0.3)
     return one, two
@@ -78,6 +78,7 @@ async def test_a_service_described(api: Api, autojump_clock: MockClock) -> None:
     unhealthy = rows["10.0.0.1:1"]
     assert (unhealthy["sidecar"], unhealthy["healthy"], unhealthy["reason"]) == (one, False, "503")
     assert unhealthy["breakers"] == [{"caller": "web", "state": "open"}]
+    assert unhealthy["evidence"] == [{"caller": "web", "text": "because"}] and rows["[fd00::1]:2"]["evidence"] == []
     assert unhealthy["certificate_not_after"] > api.clock()
     suspect = rows["[fd00::1]:2"]
     assert (suspect["sidecar"], suspect["state"], suspect["version"], suspect["weight"]) == (two, "suspect", None, 3)

@@ -95,10 +95,10 @@ def test_who_comes_back_is_up() -> None:
 
 def test_endpoints_are_those_of_the_policy_and_those_that_registered() -> None:
     static = EndpointSpec("192.0.2.1", 80)
-    sick = replace(UP, port=2, healthy=False, labels={"version": "2"}, weight=3, zone="eu-1a")
+    sick = replace(UP, port=2, healthy=False, labels={"version": "2"}, weight=3, zone="eu-1a", priority=1)
     found = endpoints((static,), held("z", a=sick))
     assert found == (
         static,
-        EndpointSpec("10.0.0.1", 2, {"version": "2"}, 3, healthy=False, zone="eu-1a"),
+        EndpointSpec("10.0.0.1", 2, {"version": "2"}, 3, healthy=False, zone="eu-1a", priority=1),
         EndpointSpec("10.0.0.1", 1),
     )
