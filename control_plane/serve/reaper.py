@@ -1,8 +1,8 @@
 """Carries out what becomes of registrations whose lease has ended (`state.registry` says what).
 
 Looks only at services of which something has changed, or is due. Must not know who is told. Invariants: nobody is
-judged until one TTL after the store came back; of several replicas each does the same, and compare-and-set lets one
-win.
+judged until one TTL after the store came back, or this process stood still (leases end meanwhile that nobody could
+renew); of several replicas each does the same, and compare-and-set lets one win.
 """
 
 import logging
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 0.05
 LOOK_S = 0.1
+ASLEEP_S = 1.0  # at most, so that a process that stands still is late by nearly as long as it stood
+STOOD_S = 3.0  # late by more: frozen, or starved
 
 
 class Reaper:
@@ -53,12 +55,11 @@ class Reaper:
         """For ever."""
         replica = self.replica
         while True:
-            with trio.move_on_after(max(LOOK_S, min(self._due_s(), TTL_S))):
-                await self._wake.wait()
+            await self._nap(max(LOOK_S, min(self._due_s(), ASLEEP_S)), self._wake)
             self._wake = trio.Event()
             since_s = trio.current_time() - replica.store_since
             if replica.store_problem or since_s < TTL_S:
-                await trio.sleep(max(LOOK_S, TTL_S - since_s))
+                await self._nap(max(LOOK_S, min(TTL_S - since_s, ASLEEP_S)))
                 self._wake.set()
                 continue
             services, self._touched = self._touched | self._ageing, set()
@@ -72,7 +73,15 @@ class Reaper:
                     replica.store_lost(error)
             finally:
                 self._touched |= services
-            await trio.sleep(PAUSE_S)
+            await self._nap(PAUSE_S)
+
+    async def _nap(self, nap_s: float, unless: trio.Event | None = None) -> None:
+        """Sleep, and see whether the whole process stood still meanwhile."""
+        began = trio.current_time()
+        with trio.move_on_after(nap_s):
+            await (unless if unless is not None else trio.Event()).wait()
+        if trio.current_time() - began > nap_s + STOOD_S:
+            self.replica.stood_still()
 
     def _due_s(self) -> float:
         held = self.replica.instances

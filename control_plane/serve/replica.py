@@ -233,6 +233,11 @@ class Replica:
             self.store_problem = ""
             self.store_since = trio.current_time()
 
+    def stood_still(self) -> None:
+        """This process was frozen, or starved: what ended meanwhile may only have missed us."""
+        log.warning("this process stood still for some seconds: no lease counts as ended for %g s", TTL_S)
+        self.store_since = trio.current_time()
+
     def _moved_on(self, changed: Changed) -> None:
         self._react(changed)
         while self._committed and self._committed[0][0] <= self.state.revision:

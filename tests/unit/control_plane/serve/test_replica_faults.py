@@ -122,6 +122,25 @@ async def test_a_single_one_stays_gone_for_one_ttl_whoever_says_so(kit: Kit, aut
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("after_s", [2.0, 40.0])
+async def test_who_stood_still_takes_nobody_for_gone(kit: Kit, autojump_clock: MockClock, after_s: float) -> None:
+    """Also one that had only begun, and was not judging yet."""
+    async with kit.running() as replica, trio.open_nursery() as nursery:
+        for number, name in enumerate("ab", 1):
+            await connect(replica, name, port=number)
+        with trio.move_on_after(after_s):
+            await beat(replica, "a", "b")
+        autojump_clock.jump(25.0)
+        for lease in list(kit.store.leases):
+            kit.store._end(lease)
+        for tenth in range(400):
+            await trio.sleep(0.1)
+            assert set(states(replica).values()) == {"up"}
+            if tenth == 20:  # it takes them a while to be back
+                nursery.start_soon(beat, replica, "a", "b")
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_whose_record_was_deleted_is_judged_all_the_same(kit: Kit, autojump_clock: MockClock) -> None:
     async with kit.running() as replica:
         await connect(replica, "a")
