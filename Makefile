@@ -19,9 +19,10 @@ demo: $(RUN)
 test: $(DEV) lint
 	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Everything, once: the core first, then what takes long, one after another: some of it looks at latencies under load.
+# Everything, once: the core, what takes long, and what needs the machine for itself because it looks at latencies.
 test-full: test
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long and not alone" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "long and alone"
 
 lint: $(DEV)
 	$(BIN)/ruff check .

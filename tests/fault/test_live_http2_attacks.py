@@ -20,6 +20,8 @@ from support.crowded import GROWTH_BYTES_MAX, MIB, Crowded, Neighbour, Slow, cro
 from support.http2_live import Http2Client
 from support.mesh import Conn, Sidecar, dial, environment, until
 
+pytestmark = pytest.mark.alone
+
 TESTS = Path(__file__).parents[1]
 TLS_CONNECTION_BYTES = 28 * 1024
 PLAIN_CONNECTION_BYTES = 8 * 1024  # an HTTP/2 codec and its windows included

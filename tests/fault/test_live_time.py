@@ -11,6 +11,8 @@ import pytest
 from support.crowded import Crowded, Neighbour, crowded
 from support.mesh import Client, Conn, Sidecar, dial, until
 
+pytestmark = pytest.mark.alone
+
 TLS_CONNECTION_BYTES = 28 * 1024
 CROWD = [300, pytest.param(2000, marks=pytest.mark.long)]
 

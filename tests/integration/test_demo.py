@@ -146,6 +146,7 @@ def start(scratch: Path) -> Iterator[Callable[..., Demo]]:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_the_whole_story_holds_and_is_told_as_json(scratch: Path) -> None:
     done = subprocess.run(
         [*PILLION, "demo", "--headless", "--once", "-o", "json"],
