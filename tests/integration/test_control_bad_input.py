@@ -328,7 +328,8 @@ def test_each_kind_of_record_damaged_in_turn_while_it_runs(mesh: Mesh, etcd: Etc
     control.ok("cert", "ban", "spiffe://mesh.local/service/nobody", "--reason", "test")
     until(lambda: {"live/", "observed/"} & by_kind(control).keys(), "what sidecars report")
     held = by_kind(control)
-    assert held.keys() >= KINDS.keys() - {"observed/", "policy/settled"}, KINDS.keys() - held.keys()
+    missing = KINDS.keys() - held.keys()
+    assert missing <= {"observed/", "policy/settled", "shares/", "demands/"}, missing  # the last two: of global limits
     damages = list(DAMAGE.items())
     for number, (kind, (key, entry)) in enumerate(sorted(held.items())):
         for name, (value, reason) in damages if all_damages else [damages[number % len(damages)]]:
