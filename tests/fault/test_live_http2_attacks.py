@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support import http2_frames as f
-from support.crowded import GROWTH_BYTES_MAX, MIB, Crowded, Neighbour, Slow, crowded
+from support.crowded import GROWTH_BYTES_MAX, MIB, Crowded, Neighbour, crowded, patiently
 from support.http2_live import Http2Client
 from support.mesh import Conn, Sidecar, dial, environment, until
 
@@ -76,16 +76,6 @@ def limits(sidecar: Sidecar) -> dict[str, float]:
             name = line.partition('limit="')[2].partition('"')[0]
             found[name] = found.get(name, 0) + float(line.rpartition(" ")[2])
     return found
-
-
-def patiently(run: Callable[[], None]) -> None:
-    """What makes others wait does so every time; a machine that is busy with something else does not."""
-    for _ in range(2):
-        try:
-            return run()
-        except Slow:
-            time.sleep(1)
-    run()
 
 
 class Attack:
@@ -357,9 +347,11 @@ def assemble(pair: Crowded, kind: str, side: str, count: int) -> None:
                 time.sleep(0.1)
         finally:
             each = TLS_CONNECTION_BYTES if side == "inbound" else PLAIN_CONNECTION_BYTES
-            neighbour.check(beside_bytes=count * each, percentile=True)
-            for sock in sockets:
-                sock.close()
+            try:
+                neighbour.check(beside_bytes=count * each, percentile=True)
+            finally:
+                for sock in sockets:
+                    sock.close()
 
 
 @pytest.mark.long
