@@ -9,8 +9,14 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-inp
 RUN := $(VENV)/.run-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 BENCH := $(VENV)/.bench-$(VERSION)
+COMPILED := $(VENV)/compiled
+COMPILED_TESTS := tests/unit/wire tests/unit/policy tests/unit/testing tests/conformance $(addprefix tests/integration/test_, \
+	balancing_mesh.py chain.py examples.py failure_detection_live.py grpc.py hedging_live.py http2_callers.py http2_upstream.py \
+	http_basics.py http_bodies.py http_peers.py http_resilience.py overload_live.py reload.py sse.py \
+	tcp_mesh.py traffic_shaping.py websocket.py)
+SOURCES := $(shell find sidecar control_plane certs -name '*.py')
 
-.PHONY: demo test test-full lint bench bench-control clean
+.PHONY: demo test test-full test-compiled lint compiled bench bench-control clean
 .DELETE_ON_ERROR:
 
 demo: $(RUN)
@@ -20,9 +26,16 @@ test: $(DEV) lint
 	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Everything, once: the core, what takes long, and what needs the machine for itself because it looks at latencies.
-test-full: test
+test-full: test test-compiled
 	$(BIN)/python -m pytest -m "long and not alone" --numprocesses auto --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m "long and alone"
+
+# The same behaviour, compiled: codecs and decisions by their unit tests, the rest through real sidecars. (-P: or the
+# sources here would be found first.)
+test-compiled: $(COMPILED)/.built
+	@$(COMPILED)/bin/python -P -c 'import sidecar.build_info as b; assert b.build() is b.COMPILED, b.__file__'
+	$(COMPILED)/bin/python -P -m pytest -m "not (long or root)" --numprocesses auto --maxprocesses 4 --dist loadfile \
+		$(COMPILED_TESTS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -30,8 +43,12 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# pillion with its data path compiled, in an environment of its own: the sources here stay what runs and is tested.
+compiled: $(COMPILED)/.built
+	@$(COMPILED)/bin/pillion --version
+
 # make bench ARGS="--quick", or any other options of `python -m tests.bench --help`.
-bench: $(BENCH)
+bench: $(BENCH) $(COMPILED)/.built
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # The control plane with a swarm of sidecars: make bench-control ARGS="--quick".
@@ -56,6 +73,16 @@ $(RUN): pyproject.toml
 $(DEV): $(RUN)
 	@echo "installing what the tests need …"
 	@$(PIP) install --group dev
+	@touch $@
+
+# It shares the other's packages, all but pillion itself.
+$(COMPILED)/.built: $(DEV) setup.py $(SOURCES)
+	@echo "compiling the data path into $(COMPILED), which takes some minutes …"
+	@rm -rf $(COMPILED)
+	@$(PYTHON) -m venv --without-pip $(COMPILED)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $(COMPILED)/lib/python$(VERSION)/site-packages/shared.pth
+	@PILLION_COMPILE=1 $(PIP) --python $(COMPILED)/bin/python install --no-deps --force-reinstall .
 	@touch $@
 
 $(BENCH): $(DEV)

@@ -15,24 +15,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from certs.files import IdentityFiles
-from certs.tokens import Token
-from sidecar.discovery.resources import Refusal
-from sidecar.intercept.mark import can_mark
-from sidecar.intercept.nft import InterceptError
-from sidecar.intercept.ruleset import INBOUND_PORT, MARK, OUTBOUND_PORT, InterceptConfig
-from sidecar.intercept.startup import prepare
+from sidecar.build_info import build
+from sidecar.discovery.refusal import Refusal
 from sidecar.model.snapshot import Snapshot
 from sidecar.plugins.loader import Loader
 from sidecar.policy.plan import PlanError
 from sidecar.proxy.accept import BindError, Gate, raise_nofile
-from sidecar.proxy.admin import Admin, AdminSources, bind_admin
+from sidecar.proxy.admin_door import AdminSources, bind_admin, serve_admin
 from sidecar.proxy.drain import TOTAL_S, drain
 from sidecar.proxy.tls import Identity
 from sidecar.proxy.world import World
@@ -49,6 +44,7 @@ from .entrance import Entrance
 from .sources import Controlled, Files, Source, StartError, start_identity
 
 if TYPE_CHECKING:
+    from certs.tokens import Token
     from sidecar.discovery.join import Member
     from sidecar.discovery.state_dir import StateDir
 
@@ -58,7 +54,6 @@ Address = tuple[str, int]
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 NOTE_EVERY_S = 10.0
-STARTING_GC = (100_000, 50, 100)  # reading a large policy makes a million objects that stay
 SERVING_GC = (20_000, 50, 100)
 
 
@@ -72,7 +67,7 @@ class Settings:
     identity: Path | None = None
     state_dir: Path | None = None
     control_plane: tuple[str, ...] = ()
-    token: Token | None = field(default=None, repr=False)
+    token: "Token | None" = field(default=None, repr=False)
     advertise: Address | None = None  # port 0: that of the inbound side
     labels: dict[str, str] = field(default_factory=dict)
     weight: int = 1
@@ -136,6 +131,10 @@ class App:
 
     async def intercept(self) -> None:
         """Put the ruleset right, now that somebody listens where it leads. Raises StartError."""
+        from sidecar.intercept.nft import InterceptError
+        from sidecar.intercept.ruleset import INBOUND_PORT, OUTBOUND_PORT, InterceptConfig
+        from sidecar.intercept.startup import prepare
+
         inbound, outbound = self.entrance.inbound, self.entrance.outbound
         own = self.snapshot.services.get(self.settings.service)
         config = InterceptConfig(
@@ -180,6 +179,7 @@ class App:
             config=self.config,
             clusters=self.clusters,
             events=self.assembly.events.rows,
+            overload=self.overload,
             set_log_level=self.logs.set_level,
         )
 
@@ -210,6 +210,10 @@ class App:
             "filters": self.assembly.names(),
             "global_limits": self.assembly.limits.shown(),
         }
+
+    def overload(self) -> Iterator[dict[str, object]]:
+        for service, gate in self.world.state.gates.items():
+            yield {"service": service, **gate.shown(self.world.clock())}
 
     def clusters(self) -> Iterator[dict[str, object]]:
         now = self.world.clock()
@@ -319,8 +323,7 @@ async def _start(app: App, source: Source, nursery: trio.Nursery) -> None:
             sock = bind_admin(settings.admin)
             app.entrance.sockets.append(sock)
             admin = settings.admin if settings.admin.startswith("unix:") else _shown(sock)
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-            nursery.start_soon(Admin(app.sources()).serve, [listener])
+            nursery.start_soon(serve_admin, app.sources(), sock)
         await source.start(nursery)
         app.entrance.open(settings.inbound, settings.outbound)
     except (BindError, OSError, ValueError) as error:
@@ -331,13 +334,12 @@ async def _start(app: App, source: Source, nursery: trio.Nursery) -> None:
     app.addresses.update(app.entrance.addresses())
     if settings.intercept:
         await app.intercept()
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # without looking for garbage first: there is less of it than what finding it would cost
     gc.set_threshold(*SERVING_GC)
     app.ready = True
     source.begun(nursery)
     words = ", ".join(f"{name} {where}" for name, where in app.addresses.items())
-    log.info("ready: service %s, policy %s, %s", settings.service, app.revision, words)
+    log.info("ready: service %s, policy %s, %s, %s", settings.service, app.revision, words, build())
     notify(f"READY=1\nSTATUS=serving {settings.service}")
     if settings.ready_fd is not None:
         os.write(settings.ready_fd, json.dumps(app.addresses).encode() + b"\n")
@@ -380,7 +382,7 @@ def _left(until: float | None, now: float) -> float | None:
 def _observe(app: App, access: AccessLog) -> None:
     """Wire what the data path counts to the metrics."""
     world, meters = app.world, app.world.meters
-    meters.build_info(_installed(), platform.python_version(), lambda: app.revision)
+    meters.build_info(_installed, platform.python_version(), lambda: app.revision)
     limits = app.assembly.limits
     meters.global_limits(lambda: limits.share, lambda: max(0.0, limits.demand))
     meters.certificate_expiry(lambda: world.identity.current.identity.not_after.timestamp())
@@ -397,6 +399,8 @@ def _observe(app: App, access: AccessLog) -> None:
 
 
 def _installed() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # late: it loads all of `email`
+
     try:
         return version("pillion")
     except PackageNotFoundError:
@@ -406,6 +410,9 @@ def _installed() -> str:
 def _mark(settings: Settings) -> int | None:
     if not settings.intercept:
         return None
+    from sidecar.intercept.mark import can_mark
+    from sidecar.intercept.ruleset import MARK
+
     return MARK if can_mark(MARK) else None
 
 
@@ -416,7 +423,6 @@ def _shown(sock: Any) -> str:
 
 def run(settings: Settings) -> int:
     """The whole life of a sidecar process; the exit code. Errors of start-up go to stderr."""
-    gc.set_threshold(*STARTING_GC)
     logs = Logs(clock=time.monotonic, level=settings.log_level, style=settings.log_format)
     access: AccessLog | None = None
     state: StateDir | None = None

@@ -92,6 +92,8 @@ class Assembly:
             on_outlier=self._on_outlier,
             balancer=self._balancer,
             zone=self.zone,
+            on_overload=self._on_overload,
+            rnd=random.random,
         )
         fresh = await self._open_new(snapshot)
         try:
@@ -104,6 +106,7 @@ class Assembly:
         self.balancers = self._next_balancers
         world.swap(plans, stale)
         world.registry.swapped()
+        world.reactor.call(world.woken)
         unused = [running for key, running in old.items() if key not in self.running]
         if unused:
             world.nursery.start_soon(self._retire, old_chains, unused)
@@ -221,6 +224,10 @@ class Assembly:
     def _on_panic(self, cluster: Cluster, text: str) -> None:
         self.events.add("panic", cluster.name, "", text)
         log.warning("%s: %s", cluster.name, text)
+
+    def _on_overload(self, service: str, text: str) -> None:
+        self.events.add("overload", service, "", text)
+        log.warning("overload of %s: %s", service, text)
 
     def _on_outlier(self, cluster: Cluster, endpoint: Endpoint, text: str) -> None:
         if endpoint.ejected and text.startswith("ejected"):

@@ -4,6 +4,7 @@ Each flag is also an environment variable PILLION_*. Must not load the data path
 Invariant: a sidecar runs from files or from a control plane, never from some of both.
 """
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -123,6 +124,7 @@ class ControlPlaneType(ParamType):
 
 ADDRESS, APP = AddressType(), AppType()
 JOIN_PORT = 15011
+STARTING_GC = (1_000_000, 50, 100)  # modules and policy are objects that stay: there is little garbage to look for
 LABEL_LENGTH_MAX, LABELS_MAX = 128, 32
 TOKEN_FILE_BYTES_MAX = 16 * 1024
 UNIX_PATH_BYTES_MAX = 107  # unix(7): sun_path with its final zero
@@ -229,6 +231,7 @@ def sidecar(print_config: bool, **options: Any) -> int:
             f"pillion token create --service {options['service']}  and give it with --token-file (or run from files: "
             "--policy FILE and --identity DIR)"
         )
+    gc.set_threshold(*STARTING_GC)
     from .app import Settings, run
 
     return run(Settings(**options))

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from sidecar.api import Connection
-from sidecar.intercept.destinations import Decision, DestinationMap, Way
-from sidecar.intercept.original_dst import local_address, original_destination
 from sidecar.model.snapshot import Mtls, Snapshot
 from sidecar.policy.outcome import Outcome
 from sidecar.policy.plan import PortPlan, ports
@@ -28,7 +26,8 @@ from sidecar.proxy.entries import Inbound, Outbound
 from sidecar.proxy.http2_down import Http2Downstream
 from sidecar.proxy.tls import HTTP1, HTTP2, TCP
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what intercepts is loaded where it is asked for
+    from sidecar.intercept.destinations import Decision, DestinationMap
     from sidecar.proxy.world import World
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class LocalPorts:
 
     wanted: dict[int, tuple[str, str]] = field(default_factory=dict)
     fresh: dict[int, socket.socket] = field(default_factory=dict)
-    destinations: DestinationMap | None = None
+    destinations: "DestinationMap | None" = None
 
     def close(self) -> None:
         for sock in self.fresh.values():
@@ -133,6 +132,8 @@ class Entrance:
             result.close()
             raise
         if self.intercept:
+            from sidecar.intercept.destinations import DestinationMap
+
             result.destinations = DestinationMap(snapshot, self.own)
             for conflict in result.destinations.conflicts:
                 log.warning("interception: %s: such connections are refused", conflict)
@@ -239,6 +240,9 @@ class Entrance:
         """A plain peer says no name: the port that it was led in from, else the first."""
         inbound = self.world.plans.inbound
         if self.intercept and self.destinations is not None:
+            from sidecar.intercept.destinations import Way
+            from sidecar.intercept.original_dst import local_address, original_destination
+
             decision = self.destinations.inbound(original_destination(accepted.sock), local_address(accepted.sock))
             if decision.target is not None:
                 return inbound.get(decision.target.port.name)
@@ -297,6 +301,9 @@ class Entrance:
 
     def _captured(self, accepted: Accepted) -> None:
         """A connection that interception may have led here; one made to this very port is an ordinary one."""
+        from sidecar.intercept.destinations import Way
+        from sidecar.intercept.original_dst import local_address, original_destination
+
         world = self.world
         assert self.destinations is not None
         arrived = local_address(accepted.sock)
@@ -316,7 +323,7 @@ class Entrance:
             reason = decision.reason or "the original destination is the sidecar itself"
             world.note("intercept", f"an intercepted connection was refused: {reason}")
 
-    def _is_own(self, decision: Decision, arrived: Address) -> bool:
+    def _is_own(self, decision: "Decision", arrived: Address) -> bool:
         """Whether passing through would come back to this very sidecar."""
         if decision.original is None:
             return True

@@ -148,7 +148,9 @@ def version() -> str:
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    click.echo(f"pillion {version()}")
+    from sidecar.build_info import COMPILED, build
+
+    click.echo(f"pillion {version()}{' (compiled)' if build() is COMPILED else ''}")
     ctx.exit()
 
 

@@ -103,6 +103,7 @@ def _summary(data: Data, now: float, color: bool) -> str:
     rows: list[tuple[Cell, Cell]] = [
         ("ports", ", ".join(port_text(port) for port in data.get("ports") or []) or "-"),
         ("mtls", str(data["mtls"])) if data.get("mtls") else ("", ""),
+        ("concurrency", str(data["concurrency"])) if data.get("concurrency") else ("", ""),
         ("owners", ", ".join(data.get("owners") or ()) or "-") if "owners" in data else ("", ""),
         (
             "endpoints",

@@ -11,7 +11,7 @@ import click
 
 from sidecar.model.problems import suggest
 from sidecar.model.snapshot import AuthzLevel, Match, Origin, Route, Service, Snapshot
-from sidecar.model.summary import destination_text, match_text
+from sidecar.model.summary import concurrency_text, destination_text, match_text
 
 from . import EXIT_FAILED
 from .completion import complete_services
@@ -99,6 +99,9 @@ def explain_service(snapshot: Snapshot, service: str, route_name: str | None, ca
     click.echo(table(rows, ("SETTING", "VALUE", "LEVEL", "WHERE", "OVERRODE")))
     click.echo(f"\n{_authz_table(levels)}")
     if route is None:
+        limit = concurrency_text(subject)
+        if limit is not None:
+            click.echo(f"\nconcurrency: {limit}")
         click.echo(
             f"\nroutes: {', '.join(each.name for each in subject.routes)} (--route NAME shows what each overrides)"
         )

@@ -112,6 +112,7 @@ SERVICE_ANSWER = Record(
         "revision": REVISION,
         "ports": Listing(PORT),
         "mtls": TEXT,
+        "concurrency": Maybe(TEXT),
         "owners": TEXTS,
         "versions": Listing(Record({"name": TEXT, "labels": LABELS, "endpoints": COUNT})),
         "endpoints": Listing(ENDPOINT),

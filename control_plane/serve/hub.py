@@ -16,7 +16,7 @@ import trio
 
 from control_plane.state.resources import ENDPOINTS, SHARE, Resource, Resources
 
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 HEARTBEAT_S = 5.0
 DEAD_S = 15.0
 ANSWER_S = 60.0  # a sidecar may be opening filters

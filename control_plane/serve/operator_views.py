@@ -34,7 +34,7 @@ from control_plane.state.records import (
 )
 from sidecar.model.snapshot import Origin, Route, Service
 from sidecar.model.source import Source
-from sidecar.model.summary import destination_text, match_text, tries_text
+from sidecar.model.summary import concurrency_text, destination_text, match_text, tries_text
 from sidecar.policy.endpoint import endpoint_key
 
 from .calling import Call
@@ -148,6 +148,7 @@ async def service(call: Call) -> Json:
         "revision": replica.state.revision,
         "ports": _ports(found),
         "mtls": found.mtls.value,
+        "concurrency": concurrency_text(found),
         "owners": list(found.owners),
         "versions": [
             {

@@ -76,7 +76,8 @@ class Resources:
         return changed
 
     def needed(self, own: str, uses: Collection[str], everything: bool) -> set[str]:
-        """The services that a sidecar is sent: its own, those it calls or uses, and those that these fall back to."""
+        """The services that a sidecar is sent: its own, those it calls or uses, and those that these
+        fall back or mirror to."""
         if everything:
             return set(self.services)
         service = self.services.get(own)
@@ -87,7 +88,7 @@ class Resources:
             if name in found or name not in self.services:
                 continue
             found.add(name)
-            wanted.extend(_fallbacks(self.services[name]))
+            wanted.extend(_led_to(self.services[name]))
         return found
 
     def of(self, own: str, uses: Collection[str], everything: bool) -> Iterator[Resource]:
@@ -107,6 +108,7 @@ def callers_view(service: Service) -> Service:
         calls={},
         owners=(),
         health=None,
+        concurrency=None,
         provenance={},
         routes=tuple(_callers_route(route) for route in service.routes),
     )
@@ -117,7 +119,10 @@ def _callers_route(route: Route) -> Route:
     return replace(route, authz=(), rate_limit=None, filters=filters, provenance={})
 
 
-def _fallbacks(service: Service) -> Iterator[str]:
+def _led_to(service: Service) -> Iterator[str]:
+    """Other services that a caller's sidecar turns to by itself."""
     for route in service.routes:
         if route.fallback is not None and route.fallback.service is not None:
             yield route.fallback.service
+        if route.mirror is not None and route.mirror.service is not None:
+            yield route.mirror.service

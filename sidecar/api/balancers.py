@@ -19,7 +19,8 @@ Rnd = Callable[[], float]
 """A number in [0, 1)."""
 
 AttemptResult = Literal["success", "failure", "throttled", "neutral"]
-"""How an attempt ended: `throttled` is 429 or RESOURCE_EXHAUSTED; `neutral` says nothing of the endpoint (the caller
+"""How an attempt ended: a `failure` is also one that a later attempt beside it has beaten, after so long without an
+answer; `throttled` is 429 or RESOURCE_EXHAUSTED; `neutral` says nothing of the endpoint (the caller
 left, or a sidecar refused by policy)."""
 
 

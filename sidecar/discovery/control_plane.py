@@ -18,6 +18,7 @@ from sidecar.model.snapshot import Snapshot
 
 from .http import Client, Json, Refused, Unreachable
 from .join import Member
+from .refusal import Refusal
 from .resources import (
     BANS,
     BASE,
@@ -29,7 +30,6 @@ from .resources import (
     ProtocolError,
     Push,
     PushReader,
-    Refusal,
     Resource,
     Taken,
     settle,
@@ -38,7 +38,7 @@ from .state_dir import Saved, StateError
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 HEARTBEAT_S = 5.0
 DEAD_S = 15.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
@@ -76,6 +76,7 @@ class ControlPlane:
         self.in_force = trio.Event()  # something is served by
         self.address = ""  # of the replica that we are connected to, "" without
         self.replica = ""
+        self.minor = 0  # version of the protocol that it speaks
         self.heartbeat_s = HEARTBEAT_S
         self.problem = "not asked yet"  # why we are not connected
         self.gone_since = trio.current_time()
@@ -255,6 +256,9 @@ class ControlPlane:
         told = line.get("heartbeat_s")
         self.heartbeat_s = min(60.0, max(0.1, float(told))) if isinstance(told, int | float) else HEARTBEAT_S
         self.replica = str(line.get("replica", ""))[:100]
+        protocol = line.get("protocol")
+        spoken = protocol[1] if isinstance(protocol, list) and len(protocol) > 1 else 0
+        self.minor = spoken if isinstance(spoken, int) else 0
         replicas = line.get("replicas")
         if isinstance(replicas, list) and all(isinstance(each, str) for each in replicas):
             # Where we got through stays known: the others may be told by names that mean nothing here.

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 WITHDRAW_S = 5.0
 AGAIN_S = 1.0
 SAY_EVERY_S = 10.0
+_SINCE_MINOR = {"priority": 1, "evidence": 1, "demand": 1}  # a control plane refuses keys that it does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,18 @@ class Registration:
             "healthy": self.healthy,
             "reason": self.reason,
         }
-        await self.control.post("/v1/register", body)
+        await self.control.post("/v1/register", self._understood(body))
         self.registered = True
         log.info("registered as %s at %s port %d", self.control.holdings.own, host, instance.port)
 
     async def _heartbeat(self) -> None:
         body = {**self._report(), "healthy": self.healthy, "reason": self.reason}
-        await self.control.post("/v1/heartbeat", body)
+        await self.control.post("/v1/heartbeat", self._understood(body))
+
+    def _understood(self, body: dict[str, Json]) -> dict[str, Json]:
+        """What a control plane of another minor version would refuse is left out."""
+        minor = self.control.minor
+        return {key: value for key, value in body.items() if _SINCE_MINOR.get(key, 0) <= minor}
 
     async def withdraw(self) -> None:
         """Tell callers to go elsewhere, and wait until they have heard it, 5 s at most."""

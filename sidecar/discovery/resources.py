@@ -12,6 +12,8 @@ from typing import Any
 from sidecar.model.canonical import SnapshotError, record_from_json
 from sidecar.model.snapshot import EndpointSpec, Service, Snapshot
 
+from .refusal import Refusal
+
 Json = Any
 
 BUNDLE, BANS, NAMES, SHARE = "bundle", "bans", "names", "share"
@@ -49,14 +51,6 @@ class Push:
 class Bundle:
     trust_domain: str
     pem: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a snapshot cannot be served. `own`: this host cannot give what the own service asks for (a local port)."""
-
-    text: str
-    own: bool = False
 
 
 class PushReader:

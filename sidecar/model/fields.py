@@ -33,12 +33,16 @@ from .forms import (
 )
 from .kinds import Choice, Duration, Flag, Kind, Number, Percent, Status, Text
 from .snapshot import (
+    CONCURRENCY_MAX,
+    NONE,
     Balancing,
     Budget,
     CircuitBreaker,
+    Concurrency,
     Fault,
     Health,
     Limits,
+    Mirror,
     Mtls,
     Outliers,
     PathHandling,
@@ -102,6 +106,15 @@ RETRY = Table(
     ),
 )  # fmt: skip
 
+HEDGE = Table(
+    "hedge",
+    (
+        Field("after", _LIMIT, "How long an attempt may be without a response head before a second one goes to another "
+              "endpoint; the first good answer counts.", NONE),
+    ),
+    doc="Of GET, HEAD, OPTIONS and TRACE, or of what `retry.methods` names. Each costs one retry of `retry.budget`.",
+)  # fmt: skip
+
 LIMITS = Table(
     "limits",
     (
@@ -161,6 +174,34 @@ OUTLIERS = Table(
 )  # fmt: skip
 OUTLIER_KEYS = frozenset(f"outliers.{each.key}" for each in OUTLIERS.fields if each.key != "panic_threshold")
 """Whatever states one of these turns ejection on."""
+
+_CONCURRENCY = Concurrency()
+_VALUES_OF_CLASS = MapOf(ASKED_HEADER, ValueForm(), "a map of names and values", 64, lower=True)
+PRIORITY = Table(
+    "concurrency.priorities",
+    (
+        Field("class", LABEL, "Its name, in metrics and log. `default` is what no other takes, and says no more.",
+              required=True),
+        Field("from", ListOf(CALLER, "a list of callers", 1), "Services whose requests belong to it."),
+        Field("headers", _VALUES_OF_CLASS, "Headers that must match, all of them."),
+    ),
+    doc="The highest class first; the first that takes a request counts. `default` is the last where it is not listed.",
+)  # fmt: skip
+CONCURRENCY = Table(
+    "concurrency",
+    (
+        Field("adaptive", Flag(), "Whether the limit is learnt from latency, between `min` and `max`.",
+              _CONCURRENCY.adaptive),
+        Field("min", Number(1, 1_000_000), "The least that is allowed at a time, and what is while the least latency "
+              "is measured.", _CONCURRENCY.least),
+        Field("max", Number(1, 1_000_000), "The most at a time; not `adaptive`: the limit.",
+              builtin_text=f"{CONCURRENCY_MAX} where adaptive, else no limit"),
+        Field("queue", Number(0, 10_000), "Requests that wait for their turn.", _CONCURRENCY.queue),
+        Field("queue_timeout", _TIME, "The longest that one waits.", _CONCURRENCY.queue_timeout_s),
+        Field("priorities", ListOf(PRIORITY, "a list of classes", items_max=16), "Classes, the highest first.", ()),
+    ),
+    doc="Off until `adaptive: true` or `max` is stated. Kept by the callee's sidecar, for each instance.",
+)  # fmt: skip
 
 RATE_LIMIT = Table(
     "rate_limit",
@@ -239,7 +280,7 @@ HEALTH = Table(
         Field("http", Text("a path", words.exact_path, 2048, "^/"), "GET this path on the first HTTP port; a status "
               "from 200 to 399 is healthy.", builtin_text="TCP only"),
         Field("grpc", GrpcHealth(), "Ask by gRPC's health protocol on the first `grpc` port (else on the first HTTP "
-              "port): `true` for the server as a whole, or a service's name."),
+              "port): `true` for the server as a whole, or a service's name.", builtin_text="no"),
         Field("tcp", Flag(), "Only connect to the first port, whatever a weaker level says.", False),
         Field("interval", Duration(min_s=0.1, max_s=3600), "Between two checks, give or take 10%.",
               _HEALTH.interval_s),
@@ -254,6 +295,7 @@ HEALTH = Table(
 _TRAFFIC = (
     Field("timeout", TIMEOUT, "Deadlines."),
     Field("retry", RETRY, "Retries, by the caller's sidecar."),
+    Field("hedge", HEDGE, "A second attempt beside a slow one, by the caller's sidecar."),
     Field("rate_limit", RATE_LIMIT, "Requests in a time, counted by the callee's sidecar."),
     Field("filters", FILTERS, "Filters, in this order.", ()),
 )
@@ -266,6 +308,7 @@ _SERVICE_ONLY = (
     Field("slow_start", Duration(min_s=0.0, max_s=3600), "How long an endpoint that appears among others takes to its "
           "full share; `0s`: no time.", _BALANCING.slow_start_s, builtin_text="none"),
     Field("outliers", OUTLIERS, "Endpoints that are worse than the others."),
+    Field("concurrency", CONCURRENCY, "Requests that each instance's application works on at a time."),
     Field("mtls", Choice(("strict", "permissive", "off"), convert=Mtls), "What the service's sidecar lets in: only "
           "peers of the mesh, also plain peers (counted), or plain peers only.", Service("").mtls),
     Field("max_connection_age", _LIMIT, "Connections older than this are drained.", Service("").max_connection_age_s),
@@ -336,11 +379,14 @@ MATCH = Table(
         Field("methods", _METHODS, "HTTP methods."),
         Field("headers", _HEADERS, "Header values: exact, or `{prefix: ...}`, `{regex: ...}`, `{present: true}`."),
         Field("query", _QUERY, "Query values, in the same forms."),
+        Field("cookies", MapOf(Text("a cookie's name", words.cookie_name, 128, words.TOKEN_PATTERN), ValueForm(),
+                               "a map of names and values", 64), "Cookies that must match, in the same forms; their "
+              "names are case-sensitive."),
         Field("from", _CALLERS, "Callers."),
         Field("grpc", GRPC_MATCH, "A gRPC service, or one method."),
     ),
     doc="What is stated must match together.",
-)
+)  # fmt: skip
 
 _STATUS = Number(200, 599)
 DELAY = Table(
@@ -386,29 +432,32 @@ HEADERS = Table(
 REWRITE = Table(
     "rewrite",
     (
-        Field("path", Text("a path", words.exact_path, 2048, "^/"), "Replaces the path; the query stays."),
+        Field("path", Text("a path", words.exact_path, 2048, "^/"), "Replaces the path; the query stays. Where it ends "
+              "with `/**` it keeps what `**` stands for in `match.path`."),
         Field("host", Text("a host", words.authority, 320), "Replaces Host."),
     ),
-)
+)  # fmt: skip
 REDIRECT = Table(
     "redirect",
     (
-        Field("to", Text("a URL or a path", words.redirect_target, 2048), "The Location.", required=True),
+        Field("to", Text("a URL or a path", words.redirect_target, 2048), "Where to: `https://shop.example`, "
+              "`https://`, `/new` or `/new/**`; what it leaves out is the request's.", required=True),
         Field("status", Status((301, 302, 303, 307, 308)), "The status.", 302),
     ),
-)
+)  # fmt: skip
 RESPOND = Table(
     "respond",
     (
         Field("status", _STATUS, "The status.", required=True),
-        Field("body", Text("a text", words.plain_text, 65536), "The body, as text/plain.", ""),
+        Field("body", Text("a text", words.plain_text, 65536), "The body, as text/plain unless `headers.response` sets "
+              "another `content-type`.", ""),
     ),
-)
+)  # fmt: skip
 STICKY = Table(
     "sticky",
     (
         Field("level", Choice(("version", "endpoint")), "What a client stays with.", "version"),
-        Field("cookie", Text("a cookie's name", words.header_name, 128, words.TOKEN_PATTERN), "The cookie.",
+        Field("cookie", Text("a cookie's name", words.cookie_name, 128, words.TOKEN_PATTERN), "The cookie.",
               builtin_text="pillion_version, pillion_endpoint"),
         Field("ttl", Duration(min_s=1), "How long it holds.", 3600.0),
     ),
@@ -421,8 +470,21 @@ FALLBACK = Table(
         Field("status", _STATUS, "A fixed response: its status."),
         Field("body", Text("a text", words.plain_text, 65536), "A fixed response: its body."),
     ),
-    doc="What serves when nothing else can: exactly one of version, service, or status with body.",
+    doc="What serves when nothing else can: exactly one of version, service, or status with body. The last two stand in"
+    " for an overflow too.",
 )
+_MIRROR = Mirror()
+MIRROR = Table(
+    "mirror",
+    (
+        Field("to", VERSION_REF, "A version of the service."),
+        Field("service", SERVICE_REF, "Another service."),
+        Field("percent", Percent(), "The share of requests.", _MIRROR.percent),
+        Field("writes", Flag(), "Whether methods other than GET, HEAD, OPTIONS and TRACE are copied too.",
+              _MIRROR.writes),
+    ),
+    doc="Sends copies of requests to exactly one of `to` or `service`, and discards their answers.",
+)  # fmt: skip
 
 ROUTE = Table(
     "route",
@@ -443,7 +505,7 @@ ROUTE = Table(
         Field("headers", HEADERS, "Edits headers."),
         Field("upgrade", ListOf(Text("an upgrade", words.upgrade_token, 40, convert=str.lower), "a list of upgrades"),
               "Upgrades that may pass, such as websocket."),
-        Field("mirror", Anything(), "", later="P0204"),
+        Field("mirror", MIRROR, "Copies of requests, to try something out."),
     ),
     doc="The first route that matches serves; where none does, every endpoint of the service does.",
 )  # fmt: skip

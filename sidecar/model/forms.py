@@ -4,12 +4,12 @@ Built on kinds.py and tables.py, used by fields.py only. Must not know how level
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from . import words
 from .kinds import INVALID, Block, Kind, Mark, Ref, Schema, Stated, Text
 from .problems import Sink, clip
+from .records import record
 from .snapshot import ValueMatch
 from .tables import Field, Table
 from .yaml_tree import Broken, List, Map, Node, Scalar
@@ -45,7 +45,7 @@ GRPC_STATUSES = {
 """gRPC statuses as `retry.when` names them, with their codes. OK is no failure."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class RetryCondition(Kind):
     """One entry of `retry.when`: a word, a class of statuses, or a status; its value is text."""
 
@@ -106,7 +106,7 @@ _VALUE_FORMS = Table(
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ValueForm(Kind):
     """A header or query value: exact, or a map of one of prefix, regex, present."""
 
@@ -155,7 +155,7 @@ class ValueForm(Kind):
 _GRPC_SERVICE = Text("the name of a gRPC service", words.grpc_service, 255)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GrpcHealth(Kind):
     """`true`: the server as a whole, which gives ""; or the name of one of its services."""
 
@@ -180,7 +180,7 @@ class GrpcHealth(Kind):
         return {"anyOf": [{"const": True}, _GRPC_SERVICE.schema()]}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BalancerName(Kind):
     """A built-in balancer, an entry point's name, or `module:Class`."""
 
@@ -196,7 +196,7 @@ class BalancerName(Kind):
         return {"anyOf": [{"type": "string", "enum": list(words.BALANCERS)}, own]}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Destinations(Kind):
     """`v1`, or weights by version that sum to 100; gives a tuple of (Ref, weight)."""
 
@@ -241,7 +241,7 @@ class Destinations(Kind):
         return {"anyOf": [{"type": "string"} | name, weights]}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class OrAddress(Kind):
     """An entry of `address`: a table, or just host:port."""
 

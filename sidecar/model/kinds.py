@@ -6,11 +6,12 @@ Schema. Must not know any particular field, nor how levels merge. Invariant: wha
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from .problems import Sink, clip
+from .records import record
 from .snapshot import NONE
 from .yaml_tree import Broken, Node, Scalar, kind_of
 
@@ -25,7 +26,7 @@ class Mark(Enum):
 INVALID, RESET = Mark.INVALID, Mark.RESET
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Stated:
     """A value, and where the file states it."""
 
@@ -34,7 +35,7 @@ class Stated:
     key: Node
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Block:
     """A decoded table: what is stated, key by key. Missing keys are not stated; invalid ones are left out."""
 
@@ -52,7 +53,7 @@ class Block:
         return None if stated is None or stated.value is RESET else stated
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Ref:
     """A name that must resolve to something declared, with its place."""
 
@@ -60,7 +61,7 @@ class Ref:
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Clamp:
     """`{min, max}` under `enforced`."""
 
@@ -111,7 +112,7 @@ _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%\Z")
 DURATION_MAX_S = 365 * 86400.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Duration(Kind):
     none: bool = False  # whether `none` (no limit) is a value
     min_s: float = 0.001
@@ -154,7 +155,7 @@ class Duration(Kind):
         return {"type": "string", "pattern": f"^({pattern}|none)$" if self.none else f"^{pattern}$"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Percent(Kind):
     none: bool = False  # whether `none` may be written for 0%
     ordered = True
@@ -187,7 +188,7 @@ class Percent(Kind):
         return {"type": "string", "pattern": f"^({pattern}|none)$" if self.none else f"^{pattern}$"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Number(Kind):
     """An integer, or with `whole` false any finite number."""
 
@@ -225,7 +226,7 @@ class Number(Kind):
         return {"type": "integer" if self.whole else "number", "minimum": self.minimum, "maximum": self.maximum}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Flag(Kind):
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -243,7 +244,7 @@ class Flag(Kind):
         return {"type": "boolean"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Status(Kind):
     """One of a few HTTP statuses."""
 
@@ -270,7 +271,7 @@ Check = Callable[[str], tuple[str, str] | None]
 """Says what is wrong with a text (message, help), or None."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Text(Kind):
     """A string. `check` judges it, `convert` makes the value of it, `pattern` tells editors what it looks like."""
 
@@ -307,12 +308,15 @@ class Text(Kind):
             sink.error("P0106", wrong[0], node, help=wrong[1])
         return wrong is None
 
+    def format(self, value: Any) -> str:
+        return value.name if isinstance(value, Ref) else str(value)
+
     def schema(self) -> Schema:
         schema: Schema = {"type": "string", "maxLength": self.chars_max}
         return schema | ({"pattern": self.pattern} if self.pattern else {})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Choice(Kind):
     """One of a few words; a word in `later` is known but not supported yet, with the code that says so."""
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Set
 
 from .fields import OUTLIER_KEYS
 from .forms import GRPC_STATUSES
+from .inert_hedges import inert_hedges
 from .problems import Sink
 from .snapshot import (
     NONE,
@@ -28,6 +29,7 @@ from .source import BUILT_IN, Source
 from .words import BALANCERS, KEYED_BALANCERS
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+SAFE_TO_MIRROR = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 _ZONE_MIN = 2  # addresses of a zone that can be preferred
 _COMPARED_MAX = 100  # of each path: what lies beyond is not warned of
 _OWN = (Level.SERVICE, Level.ROUTE)
@@ -43,8 +45,11 @@ def lint(snapshot: Snapshot, sink: Sink, only: Collection[str] | None = None) ->
             _tries(route, sink)
             _unsafe_retries(route, sink)
             _grpc_retries(route, sink)
+            _mirror(route, sink)
         _inert(service, sink)
     _inert_retries(snapshot, wanted, sink)
+    _inert_bursts(snapshot, wanted, sink)
+    inert_hedges(snapshot, wanted, sink)
     _retry_layers(snapshot, wanted, sink)
 
 
@@ -104,7 +109,11 @@ def covers(wide: Match, narrow: Match) -> bool:
     for broad, tight in ((wide.methods, narrow.methods), (wide.callers, narrow.callers)):
         if broad is not None and (tight is None or not tight <= broad):
             return False
-    return _values_cover(wide.headers, narrow.headers) and _values_cover(wide.query, narrow.query)
+    return (
+        _values_cover(wide.headers, narrow.headers)
+        and _values_cover(wide.query, narrow.query)
+        and _values_cover(wide.cookies, narrow.cookies)
+    )
 
 
 def _values_cover(wide: tuple[tuple[str, ValueMatch], ...], narrow: tuple[tuple[str, ValueMatch], ...]) -> bool:
@@ -143,19 +152,39 @@ def _grpc_retries(route: Route, sink: Sink) -> None:
 
 
 def _unsafe_retries(route: Route, sink: Sink) -> None:
-    methods = route.retry.methods
-    if methods is None or not route.retry.max_retries:
+    methods, hedged = route.retry.methods, route.hedge_after_s != NONE
+    if methods is None or not (route.retry.max_retries or hedged):
         return
     asked = route.match.methods
     unsafe = methods - _SAFE if asked is None or "any" in methods else (methods & asked) - _SAFE
     if unsafe and not (asked is not None and asked <= _SAFE):
         origin = route.provenance["retry.methods"]
+        what = "retried" if route.retry.max_retries else "hedged"
         sink.warning(
             "P0303",
-            f"requests that are not safe to repeat are retried: {', '.join(sorted(unsafe))}",
+            f"requests that are not safe to repeat are {what}: {', '.join(sorted(unsafe))}",
             origin.source,
             help="leave retry.methods out and let callers send an Idempotency-Key",
         )
+
+
+def _mirror(route: Route, sink: Sink) -> None:
+    """What is copied is done twice."""
+    mirror, asked = route.mirror, route.match.methods
+    if mirror is None:
+        return
+    safe_only = asked is not None and asked <= SAFE_TO_MIRROR
+    if not mirror.percent:
+        sink.warning("P0305", "`mirror` never acts: its share is 0%", mirror.source)
+    elif mirror.writes and safe_only:
+        sink.warning("P0305", "`mirror.writes` never acts: the route takes safe methods alone", mirror.source)
+    elif mirror.writes:
+        unsafe = "" if asked is None else f": {', '.join(sorted(asked - SAFE_TO_MIRROR))}"
+        help = "safe where copies have a store of their own, or the service knows them by x-pillion-mirror"
+        sink.warning("P0310", f"requests that may change something are mirrored{unsafe}", mirror.source, help=help)
+    elif asked is not None and not asked & SAFE_TO_MIRROR:
+        message = f"`mirror` never acts: {', '.join(sorted(asked))} may change something"
+        sink.warning("P0305", message, mirror.source, help="say writes: true if they are to be copied all the same")
 
 
 def _inert_retries(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
@@ -167,7 +196,7 @@ def _inert_retries(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
             retry, origins = route.retry, route.provenance
             for key in ("when", "methods", "base", "max"):
                 origin = origins[f"retry.{key}"]
-                if retry.max_retries:
+                if retry.max_retries or (key == "methods" and route.hedge_after_s != NONE):
                     acting.add((key, origin.source))
                 elif origin.level in _OWN and service.name in wanted:
                     why = _where(origins["retry.max_retries"])
@@ -181,6 +210,25 @@ def _inert_retries(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
     for at, (message, label) in inert.items():
         if at not in acting:
             sink.warning("P0305", message, at[1], label)
+
+
+def _inert_bursts(snapshot: Snapshot, wanted: Set[str], sink: Sink) -> None:
+    """A burst that no token bucket at all goes by."""
+    acting: set[Source] = set()
+    inert: dict[Source, str] = {}
+    for service in snapshot.services.values():
+        for route in service.routes:
+            burst = route.provenance["rate_limit.burst"]
+            if route.rate_limit is None or burst.level is Level.BUILT_IN:
+                continue
+            if route.rate_limit.algorithm != "sliding-window":
+                acting.add(burst.source)
+            elif burst.level in _OWN and service.name in wanted:
+                inert[burst.source] = _where(route.provenance["rate_limit.algorithm"])
+    for source, label in inert.items():
+        if source not in acting:
+            message = "`rate_limit.burst` never acts: a sliding window has none"
+            sink.warning("P0305", message, source, label, "remove it, or say algorithm: token-bucket")
 
 
 def _where(origin: Origin) -> str:
@@ -215,6 +263,7 @@ def _inert(service: Service, sink: Sink) -> None:
             )
     _inert_balancing(service, sink)
     _inert_outliers(service, sink)
+    _inert_concurrency(service, sink)
     if service.ports and all(port.protocol is Protocol.TCP for port in service.ports):
         _tcp_only(service, sink)
 
@@ -281,6 +330,39 @@ def _inert_outliers(service: Service, sink: Sink) -> None:
         message = f"`outliers.max_ejected` ({most.value}) may bring panic, in which ejected endpoints serve again"
         help = f"`panic_threshold` is {panic.value}: lower one of the two, so that they add up to 100% at most"
         sink.warning("P0305", message, _stated(most, panic), help=help)
+
+
+def _inert_concurrency(service: Service, sink: Sink) -> None:
+    """What is stated of a limit that is off, and classes that take nothing."""
+    policy, origins = service.concurrency, service.provenance
+    stated = {key: origin for key, origin in origins.items() if key.startswith("concurrency.") and origin.level in _OWN}
+    if not stated:
+        return
+    name = f"`concurrency` of `{service.name}`"
+    if policy is None:
+        off = origins["concurrency.adaptive"]
+        if off not in stated.values():  # else it is switched off on purpose
+            message = f"{name} never acts: neither `adaptive` nor `max` turns it on"
+            sink.warning("P0305", message, _stated(*stated.values()), help="say adaptive: true")
+        return
+    if service.ports and all(port.protocol is Protocol.TCP for port in service.ports):
+        sink.warning("P0305", f"{name} never acts: its ports speak TCP", _stated(*stated.values()))
+    least, most = origins["concurrency.min"], origins["concurrency.max"]
+    if not policy.adaptive and least in stated.values():
+        sink.warning("P0305", "`concurrency.min` never acts: the limit is not adaptive", least.source)
+    elif policy.adaptive and policy.least == policy.most:
+        message = f"`concurrency.adaptive` never acts: `min` ({least.value}) leaves no room below `max` ({most.value})"
+        sink.warning("P0305", message, _stated(least, most))
+    classes = origins["concurrency.priorities"]
+    seen: set[str] = set()
+    for each in policy.priorities if classes in stated.values() else ():
+        bare = each.callers is None and not each.headers
+        if each.name in seen:
+            sink.warning("P0305", f'the class "{each.name}" stands twice: they are shown as one', classes.source)
+        elif bare and each.name != "default":
+            message = f'the class "{each.name}" takes no request: it says neither `from` nor `headers`'
+            sink.warning("P0305", message, classes.source, help="only `default` is what no other class takes")
+        seen.add(each.name)
 
 
 def _tcp_only(service: Service, sink: Sink) -> None:

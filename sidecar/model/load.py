@@ -7,12 +7,12 @@ problem like any other. Invariant: `snapshot` is None exactly where a problem is
 import hashlib
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .documents import add_file
 from .lint import lint
 from .problems import Problem, Severity, Sink
+from .records import record
 from .resolve import Documents, resolve
 from .snapshot import Snapshot
 from .source import Source
@@ -23,7 +23,7 @@ TOTAL_BYTES_MAX = 32 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Loaded:
     """`texts` holds the text of each file as positions refer to it; `dropped` counts problems beyond the bound."""
 
@@ -113,7 +113,7 @@ def _files(paths: Sequence[Path], sink: Sink) -> list[Path]:
     return files[:FILES_MAX]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Facts:
     mode: int
     identity: tuple[int, int]  # the same for two names of one file

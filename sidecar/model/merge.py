@@ -5,29 +5,37 @@ effective value carries its Origin. Must not know authorization, whose levels ad
 Effective is never changed; what states nothing gives the very same object back.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field, replace
+from functools import wraps
+from typing import Any, TypeVar
 
 from .fields import BUDGET, OUTLIER_KEYS, SETTINGS, walk
 from .forms import failures_and_statuses
 from .kinds import RESET, Block, Clamp, Stated
+from .records import record
+from .rules import value_matches
 from .snapshot import (
+    CONCURRENCY_MAX,
     Balancing,
     Budget,
     CircuitBreaker,
+    Concurrency,
     FilterUse,
     Health,
     Level,
     Limits,
     Origin,
     Outliers,
+    Priority,
     RateLimit,
     Retry,
     Timeouts,
 )
 from .source import BUILT_IN
 from .tables import Field, Table
+
+T = TypeVar("T")
 
 _HIDDEN = {
     "timeout.idle": ("timeout.idle_tcp", Timeouts().idle_tcp_s),
@@ -41,10 +49,25 @@ _EJECTING = "outliers.stated"
 LEAVES: Mapping[str, Field] = dict(walk(SETTINGS))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Effective:
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def once(make: Callable[[Effective], T]) -> Callable[[Effective], T]:
+    """What `make` gives, made once for each Effective: where nothing is stated, services and routes share it."""
+
+    @wraps(make)
+    def shared(effective: Effective) -> T:
+        memo = effective.memo
+        if make not in memo:
+            memo[make] = make(effective)
+        found: T = memo[make]
+        return found
+
+    return shared
 
 
 def _built_in(path: str, declared: Field) -> Origin:
@@ -123,6 +146,7 @@ def _leaves(block: Block, table: Table, prefix: str) -> Iterator[tuple[str, Stat
             yield from _leaves(stated.value, declared.kind, f"{path}.")
 
 
+@once
 def timeouts_of(effective: Effective) -> Timeouts:
     values = effective.values
     timeouts = Timeouts(
@@ -137,6 +161,7 @@ def timeouts_of(effective: Effective) -> Timeouts:
     return timeouts if timeouts.of_grpc_s == total_grpc_s else replace(timeouts, total_grpc_s=total_grpc_s)
 
 
+@once
 def retry_of(effective: Effective) -> Retry:
     values = effective.values
     failures, statuses, grpc = failures_and_statuses(values["retry.when"])
@@ -155,6 +180,12 @@ def retry_of(effective: Effective) -> Retry:
     )
 
 
+def hedge_of(effective: Effective) -> float:
+    after_s: float = effective.values["hedge.after"]
+    return after_s
+
+
+@once
 def balancing_of(effective: Effective) -> Balancing:
     """`with` belongs to the `policy` that it was stated for: one of a weaker level says nothing to another balancer."""
     values, origins = effective.values, effective.origins
@@ -171,11 +202,13 @@ def balancing_of(effective: Effective) -> Balancing:
     )
 
 
+@once
 def limits_of(effective: Effective) -> Limits:
     values = effective.values
     return Limits(values["limits.connections"], values["limits.pending"], values["limits.requests"])
 
 
+@once
 def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
     values = effective.values
     return CircuitBreaker(
@@ -186,6 +219,7 @@ def circuit_breaker_of(effective: Effective) -> CircuitBreaker:
     )
 
 
+@once
 def outliers_of(effective: Effective) -> Outliers | None:
     """None where no level states how they are ejected."""
     values = effective.values
@@ -200,6 +234,7 @@ def outliers_of(effective: Effective) -> Outliers | None:
     )
 
 
+@once
 def provenance_of(effective: Effective) -> Mapping[str, Origin]:
     """Of everything; what does not act, because ejection is off, says so."""
     if effective.values[_EJECTING]:
@@ -208,6 +243,7 @@ def provenance_of(effective: Effective) -> Mapping[str, Origin]:
     return {**effective.origins, **off}
 
 
+@once
 def health_of(effective: Effective) -> Health | None:
     """Of several ways to check the one that the strongest level states; None where no level states anything."""
     values, origins = effective.values, effective.origins
@@ -227,6 +263,35 @@ def health_of(effective: Effective) -> Health | None:
     )
 
 
+@once
+def concurrency_of(effective: Effective) -> Concurrency | None:
+    """None where no level turns it on. Its source is where that is done."""
+    values, origins = effective.values, effective.origins
+    adaptive, most = values["concurrency.adaptive"], values["concurrency.max"]
+    if not adaptive and most is None:
+        return None
+    most = CONCURRENCY_MAX if most is None else most
+    priorities = [
+        Priority(
+            name=block.get("class"),
+            callers=None if block.get("from") is None else frozenset(ref.name for ref in block.get("from")),
+            headers=value_matches(block.get("headers")),
+        )
+        for block in values["concurrency.priorities"]
+        if block.get("class") is not None
+    ]
+    return Concurrency(
+        adaptive=adaptive,
+        least=min(values["concurrency.min"], most),
+        most=most,
+        queue=values["concurrency.queue"],
+        queue_timeout_s=values["concurrency.queue_timeout"],
+        priorities=tuple(priorities),
+        source=origins["concurrency.adaptive" if adaptive else "concurrency.max"].source,
+    )
+
+
+@once
 def rate_limit_of(effective: Effective) -> RateLimit | None:
     """Its source is where `requests` is stated: routes that inherit one limit share that place."""
     values = effective.values
@@ -245,6 +310,7 @@ def rate_limit_of(effective: Effective) -> RateLimit | None:
     )
 
 
+@once
 def filters_of(effective: Effective) -> tuple[FilterUse, ...]:
     return tuple(
         FilterUse(

@@ -6,11 +6,12 @@ what to do. Must not know what the values mean. Invariant: a Sink never holds mo
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from itertools import islice
 from typing import Protocol
 
+from .records import record
 from .source import Source
 
 PROBLEMS_MAX = 200
@@ -41,7 +42,6 @@ CODES: Mapping[str, str] = {
     "P0116": "A name or local port is used twice.",
     "P0117": "Services fall back to each other in a circle.",
     "P0201": "A port's protocol that is not supported yet.",
-    "P0204": "`mirror` is not supported yet.",
     "P0212": "`detect_timeout` is not supported yet.",
     "P0301": "A route that can never be reached.",
     "P0302": "The tries together may take longer than `timeout.total`.",
@@ -51,6 +51,7 @@ CODES: Mapping[str, str] = {
     "P0307": "A rule names a service that the policy does not know.",
     "P0308": "A caller's setting that would loosen what the service says.",
     "P0309": "Some endpoints of the service have no sidecar to enforce its rules.",
+    "P0310": "Copies of requests that may change something.",
     "P0501": "A scenario names what neither it nor its policy has.",
     "P0502": "Settings of a scenario that contradict each other, or say nothing.",
     "P0503": "A moment of a scenario that is out of order or outside the run.",
@@ -73,7 +74,7 @@ class Positioned(Protocol):
     def length(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Problem:
     """`label` stands beside the underline, `help` says what to do; length 0 underlines the word that stands there."""
 

@@ -16,6 +16,7 @@ from .merge import (
     apply,
     balancing_of,
     circuit_breaker_of,
+    concurrency_of,
     health_of,
     limits_of,
     outliers_of,
@@ -23,8 +24,9 @@ from .merge import (
     timeouts_of,
 )
 from .problems import Sink
+from .records import record
 from .routes import Frame, build_routes, check_backoff
-from .rules import authz_level, check_callers
+from .rules import authz_level, check_callers, check_refs
 from .snapshot import (
     AuthzLevel,
     Balancing,
@@ -43,7 +45,9 @@ from .words import KEYED_BALANCERS
 from .yaml_tree import Map
 
 _ENFORCED_SETTINGS = Table("enforced", tuple(each for each in ENFORCED.fields if each.key in SETTINGS.by_key))
-_CALLEE_ENFORCES = ("authz", "mtls", "rate_limit", "health")
+_NO_LABELS: Mapping[str, str] = {}
+_CALLEE_ENFORCES = ("authz", "mtls", "rate_limit", "health", "concurrency")
+_SWITCHES = {"outliers": "interval: 10s", "concurrency": "adaptive: true", "rate_limit": "requests: 100"}
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Documents:
     enforced: Stated | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Levels:
     """What every service of a policy stands between: `defaults` below it, `enforced` above."""
 
@@ -83,7 +87,9 @@ def build_levels(defaults: Stated | None, enforced: Stated | None, services: Col
     check_backoff(below, sink)
     for block in (weakest, strongest):
         check_callers(block, services, sink)
+        _check_classes(block, services, sink)
         _check_health(block, sink)
+        _check_switches(block, sink)
     shared = authz_level(Level.DEFAULTS, weakest, "defaults.")
     ceiling = authz_level(Level.ENFORCED, strongest, "enforced.")
     return Levels(below, strongest, shared, ceiling)
@@ -111,7 +117,9 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
     effective = apply(levels.below, Level.SERVICE, block, SETTINGS)
     own = authz_level(Level.SERVICE, block, f"services.{name}.")
     check_callers(block, services, sink)
+    _check_classes(block, services, sink)
     _check_health(block, sink)
+    _check_switches(block, sink)
     versions: Mapping[str, Stated] = block.get("versions") or {}
     rules = tuple(level for level in (levels.shared, own) if level is not None)
     frame = Frame(name, versions, services, effective, enforced, rules, ceiling)
@@ -133,6 +141,7 @@ def build_service(name: str, stated: Stated, services: Mapping[str, Stated], lev
         limits=limits_of(final),
         circuit_breaker=circuit_breaker_of(final),
         outliers=outliers_of(final),
+        concurrency=concurrency_of(final),
         timeouts=timeouts_of(final),
         authz=(*rules, ceiling) if ceiling is not None else rules,
         mtls=values["mtls"],
@@ -202,11 +211,14 @@ def _endpoints(block: Block, sink: Sink) -> tuple[EndpointSpec, ...]:
     endpoints = []
     seen: dict[tuple[str, int], Any] = {}
     for each in addresses:
-        host, port = each.get("at")
+        host, port = address = each.fields["at"].value
         at = each.fields["at"].node
-        if (host, port) in seen:
-            sink.error("P0116", f"the address {host}:{port} stands twice", at, f"first here: {seen[host, port]}")
-        seen[host, port] = at.source
+        if address in seen:
+            sink.error("P0116", f"the address {host}:{port} stands twice", at, f"first here: {seen[address]}")
+        seen[address] = at.source
+        if len(each.fields) == 1:  # most say no more, and there may be thousands
+            endpoints.append(EndpointSpec(host, port, _NO_LABELS, 1, usual))
+            continue
         tls = each.get("tls") or usual
         identity = each.stated("identity")
         if identity is not None and tls is not Tls.MESH:
@@ -254,6 +266,21 @@ def _check_enforcement(name: str, block: Block, endpoints: tuple[EndpointSpec, .
                 if (each.get("side") or "in") == "in":
                     message = f"nothing would run this filter: no endpoint of `{name}` has a sidecar"
                     sink.error("P0112", message, each.node, help="with side: out the caller's sidecar runs it")
+
+
+def _check_classes(block: Block | None, services: Collection[str], sink: Sink) -> None:
+    concurrency = block.get("concurrency") if block is not None else None
+    for each in (concurrency.get("priorities") or ()) if concurrency is not None else ():
+        check_refs(each.get("from") or (), services, sink)
+
+
+def _check_switches(block: Block | None, sink: Sink) -> None:
+    """What is off until one of its keys is stated, and none is."""
+    for key, example in _SWITCHES.items():
+        stated = block.stated(key) if block is not None else None
+        if stated is not None and isinstance(stated.node, Map) and not stated.node.entries:
+            message = f"`{key}: {{}}` says nothing: one of its keys switches it on"
+            sink.warning("P0305", message, stated.key, help=f"for example {key}: {{{example}}}")
 
 
 def _check_health(block: Block | None, sink: Sink) -> None:
@@ -316,6 +343,13 @@ def fallbacks_of(stated: Stated) -> dict[str, Ref]:
         if ref is not None:
             refs[ref.name] = ref
     return refs
+
+
+def mirrors_of(stated: Stated) -> frozenset[str]:
+    """The other services that a service's routes mirror to."""
+    blocks = [route.get("mirror") for route in stated.value.get("routes") or ()]
+    refs = [block.get("service") for block in blocks if block is not None]
+    return frozenset(ref.name for ref in refs if ref is not None)
 
 
 def fallback_circles(edges: Mapping[str, Collection[str]]) -> Iterator[list[str]]:

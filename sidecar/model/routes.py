@@ -5,13 +5,13 @@ can, so that all problems show at once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .fields import ENFORCED, ROUTE, ROUTE_SETTINGS
 from .kinds import Block, Ref, Stated
-from .merge import Effective, apply, filters_of, rate_limit_of, retry_of, timeouts_of
+from .merge import LEAVES, Effective, apply, filters_of, hedge_of, once, rate_limit_of, retry_of, timeouts_of
 from .problems import Sink, clip
+from .records import record
 from .rules import authz_level, check_callers, check_refs, value_matches
 from .snapshot import (
     AuthzLevel,
@@ -21,6 +21,7 @@ from .snapshot import (
     HeaderEdit,
     Level,
     Match,
+    Mirror,
     Origin,
     Protocol,
     RateLimit,
@@ -36,11 +37,12 @@ from .source import Source
 from .tables import Table
 from .yaml_tree import Map
 
-_ROUTE_ONLY = ("to", "fault", "sticky", "fallback", "rewrite", "redirect", "respond", "headers", "upgrade")
+_ROUTE_ONLY = ("to", "fault", "sticky", "fallback", "mirror", "rewrite", "redirect", "respond", "headers", "upgrade")
+_ROUTE_PATHS = tuple(path for path in LEAVES if path.partition(".")[0] in ROUTE_SETTINGS.by_key)
 _ENFORCED_ROUTE = Table("enforced", tuple(each for each in ENFORCED.fields if each.key in ROUTE_SETTINGS.by_key))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Frame:
     """What a route stands in: its service and the levels above and below it."""
 
@@ -53,10 +55,11 @@ class Frame:
     ceiling: AuthzLevel | None  # enforced
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Settings:
     timeouts: Timeouts
     retry: Retry
+    hedge_after_s: float
     rate_limit: RateLimit | None
     filters: tuple[Any, ...]
     origins: Mapping[str, Origin]
@@ -94,6 +97,7 @@ def _plain_route(name: str, settings: _Settings, authz: tuple[AuthzLevel, ...], 
         name=name,
         timeouts=settings.timeouts,
         retry=settings.retry,
+        hedge_after_s=settings.hedge_after_s,
         authz=authz,
         rate_limit=settings.rate_limit,
         filters=settings.filters,
@@ -108,10 +112,16 @@ def _settings(below: Effective, frame: Frame, sink: Sink) -> _Settings:
     return _Settings(
         timeouts_of(effective),
         retry_of(effective),
+        hedge_of(effective),
         rate_limit_of(effective),
         filters_of(effective),
-        {path: origin for path, origin in effective.origins.items() if path.partition(".")[0] in ROUTE_SETTINGS.by_key},
+        _route_origins(effective),
     )
+
+
+@once
+def _route_origins(effective: Effective) -> Mapping[str, Origin]:
+    return {path: effective.origins[path] for path in _ROUTE_PATHS}
 
 
 def check_settings(effective: Effective, sink: Sink) -> None:
@@ -145,20 +155,22 @@ def _route(name: str, block: Block, frame: Frame, common: _Settings, sink: Sink)
     authz = authz_level(Level.ROUTE, block, f"services.{frame.service}.routes.{name}.")
     check_callers(block, frame.services, sink)
     stack = (*frame.levels, authz, frame.ceiling)
-    origins = dict(settings.origins)
+    own: dict[str, Origin] = {}
     for key in _ROUTE_ONLY:
         stated = block.stated(key)
         if stated is not None:
             text = clip(ROUTE.by_key[key].kind.format(stated.value), 200)
-            origins[key] = Origin(text, Level.ROUTE, stated.key.source)
+            own[key] = Origin(text, Level.ROUTE, stated.key.source)
     _check_actions(block, sink)
     headers = block.get("headers")
+    match = _match(block.get("match"), frame, sink)
     return Route(
         name=name,
-        match=_match(block.get("match"), frame, sink),
+        match=match,
         destinations=_destinations(block.stated("to"), frame, sink),
         timeouts=settings.timeouts,
         retry=settings.retry,
+        hedge_after_s=settings.hedge_after_s,
         authz=tuple(level for level in stack if level is not None),
         rate_limit=settings.rate_limit,
         fault=_fault(block.stated("fault"), sink),
@@ -167,12 +179,13 @@ def _route(name: str, block: Block, frame: Frame, common: _Settings, sink: Sink)
         response_headers=_edit(headers.get("response") if headers else None),
         sticky=_sticky(block, sink),
         fallback=_fallback(block.stated("fallback"), frame, sink),
+        mirror=mirror_of(block.stated("mirror"), frame, sink),
         respond=_respond(block.stated("respond"), sink),
-        redirect=_redirect(block.get("redirect")),
-        rewrite=_rewrite(block.stated("rewrite"), sink),
+        redirect=_redirect(block.get("redirect"), match, sink),
+        rewrite=_rewrite(block.stated("rewrite"), match, sink),
         upgrade=frozenset(block.get("upgrade") or ()),
         source=block.node.source,
-        provenance=origins,
+        provenance={**settings.origins, **own} if own else settings.origins,
     )
 
 
@@ -191,6 +204,7 @@ def _match(block: Block | None, frame: Frame, sink: Sink) -> Match:
         methods=None if methods is None else frozenset(methods),
         headers=value_matches(block.get("headers")),
         query=value_matches(block.get("query")),
+        cookies=value_matches(block.get("cookies")),
         callers=None if callers is None else frozenset(ref.name for ref in callers),
     )
 
@@ -230,7 +244,7 @@ def _check_actions(block: Block, sink: Sink) -> None:
     if len(ends) == 2:
         sink.error("P0111", "a route takes `redirect` or `respond`, not both", ends[1].key)
     if ends:
-        for key in ("to", "sticky", "fallback", "rewrite", "upgrade"):
+        for key in ("to", "sticky", "fallback", "mirror", "rewrite", "upgrade"):
             stated = block.stated(key)
             if stated is not None:
                 sink.error(
@@ -316,12 +330,44 @@ def _fallback(stated: Stated | None, frame: Frame, sink: Sink) -> Fallback | Non
     if service is not None:
         if service.name == frame.service:
             sink.error("P0117", f'"{clip(service.name)}" cannot fall back to itself', service.node)
-        elif known_service(service, frame.services, sink):
-            ports = (frame.services[service.name].value.get("ports") or {}).values()
-            if ports and all(port.value.get("protocol") is Protocol.TCP for port in ports):
-                sink.error("P0111", f"`{service.name}` cannot serve requests: its ports speak TCP", service.node)
+        else:
+            _serves_requests(service, frame, sink)
         return Fallback(service=service.name)
     return Fallback(respond=_respond(stated, sink))
+
+
+def mirror_of(stated: Stated | None, frame: Frame, sink: Sink) -> Mirror | None:
+    if stated is None:
+        return None
+    block: Block = stated.value
+    if len([key for key in ("to", "service") if block.stated(key) is not None]) != 1:
+        sink.error("P0111", "`mirror` takes exactly one of to, service", stated.key, help="for example {to: v2}")
+        return None
+    version: Ref | None = block.get("to")
+    service: Ref | None = block.get("service")
+    if version is not None:
+        _known_version(version, frame, sink)
+    if service is not None:
+        if service.name == frame.service:
+            help = "name the version that gets the copies: to"
+            sink.error("P0111", f'"{clip(service.name)}" mirrors to itself', service.node, help=help)
+        else:
+            _serves_requests(service, frame, sink)
+    usual = Mirror()
+    return Mirror(
+        version.name if version is not None else None,
+        service.name if service is not None else None,
+        _or(block, "percent", usual.percent),
+        _or(block, "writes", usual.writes),
+        stated.key.source,
+    )
+
+
+def _serves_requests(service: Ref, frame: Frame, sink: Sink) -> None:
+    if known_service(service, frame.services, sink):
+        ports = (frame.services[service.name].value.get("ports") or {}).values()
+        if ports and all(port.value.get("protocol") is Protocol.TCP for port in ports):
+            sink.error("P0111", f"`{service.name}` cannot serve requests: its ports speak TCP", service.node)
 
 
 def known_service(ref: Ref, services: Mapping[str, Stated], sink: Sink) -> bool:
@@ -341,15 +387,30 @@ def _respond(stated: Stated | None, sink: Sink) -> Respond | None:
     return Respond(status, body)
 
 
-def _redirect(block: Block | None) -> Redirect | None:
+def _redirect(block: Block | None, match: Match, sink: Sink) -> Redirect | None:
     if block is None or block.get("to") is None:
         return None
+    _check_tree("redirect.to", block.stated("to"), match, sink)
     return Redirect(block.get("to"), _or(block, "status", 302))
 
 
-def _rewrite(stated: Stated | None, sink: Sink) -> Rewrite | None:
+def _rewrite(stated: Stated | None, match: Match, sink: Sink) -> Rewrite | None:
     if stated is None:
         return None
     if not stated.value.fields:
         sink.error("P0109", "`rewrite` needs `path` or `host`", stated.key)
+    _check_tree("rewrite.path", stated.value.stated("path"), match, sink)
     return Rewrite(stated.value.get("path"), stated.value.get("host"))
+
+
+def _check_tree(key: str, stated: Stated | None, match: Match, sink: Sink) -> None:
+    """A path that ends with `/**` takes over what the match has there: it must be plain what that is."""
+    if stated is None or not stated.value.partition("?")[0].endswith("/**"):
+        return
+    path = match.path
+    if match.path_regex is not None or (path is not None and (path[-3:] != "/**" or "**" in path[:-3])):
+        message = f"`{key}` takes over what `**` stands for in `match.path`, which has none at its end"
+        if path is not None and path[-3:] == "/**":
+            message = f"`{key}` takes over what `**` stands for in `match.path`, which has more than one"
+        help = "for example match: {path: /old/**} and /new/**; without /** the whole path is replaced"
+        sink.error("P0111", message, stated.node, help=help)

@@ -8,9 +8,10 @@ Sources differ (a file, a control plane), this type does not.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
+from .records import record
 from .source import BUILT_IN, Source
 
 NONE = math.inf
@@ -69,7 +70,7 @@ class Level(Enum):
     ENFORCED = "enforced"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Origin:
     """The provenance of one effective value: its text, its level, its place, and what it overrode (nearest first)."""
 
@@ -82,7 +83,7 @@ class Origin:
 BUILT_IN_TOTAL_S = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Timeouts:
     """Seconds; NONE where there is no limit. Meanings: docs/policy.md, Timeouts."""
 
@@ -103,13 +104,13 @@ class Timeouts:
         return NONE if self.total_s == BUILT_IN_TOTAL_S else self.total_s
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Budget:
     percent: float = 20.0
     min_per_second: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Retry:
     """`failures` holds the words connect-error, refused-stream, reset, timeout; `statuses` the HTTP status codes;
     `grpc` the codes of gRPC statuses."""
@@ -126,14 +127,14 @@ class Retry:
     budget: Budget = Budget()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Limits:
     connections: int = 1024
     pending: int = 1024
     requests: int = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Balancing:
     """What is said of balancing beside the balancer's name. `by`: what hashing balancers go by, header:NAME,
     cookie:NAME, caller or address. `config`: the balancer's own settings, plain JSON data. `zone`: whether endpoints of
@@ -147,7 +148,7 @@ class Balancing:
     source: Source = BUILT_IN
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class CircuitBreaker:
     consecutive_failures: int = 7
     open_for_s: float = 1.0
@@ -159,7 +160,7 @@ OUTLIER_ENDPOINTS_MIN = 5  # among fewer nobody is an outlier
 OUTLIER_REQUESTS_MIN = 100  # in one interval: below that a success rate says little
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Outliers:
     """Statistical ejection: every `interval_s` the success rates of a service's endpoints are compared, of those that
     have had OUTLIER_REQUESTS_MIN requests, if they are OUTLIER_ENDPOINTS_MIN or more."""
@@ -178,7 +179,7 @@ class Outliers:
         return max(share, 1) if endpoints > 1 else share
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Health:
     """How a sidecar checks its own application. `http`: the path to ask for; `grpc`: the service to ask for by gRPC's
     health protocol, "" for the server as a whole; neither: it is enough that it accepts a TCP connection. `healthy` and
@@ -192,7 +193,7 @@ class Health:
     grpc: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RateLimit:
     requests: int
     per_s: float
@@ -203,7 +204,7 @@ class RateLimit:
     scope: str = "local"  # each instance for itself; or "global"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ValueMatch:
     """One header or query value: `kind` is exact, prefix, regex or present."""
 
@@ -211,7 +212,32 @@ class ValueMatch:
     value: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
+class Priority:
+    """A class of requests. None or empty: any; but `default`, which is everything that no class takes."""
+
+    name: str
+    callers: frozenset[str] | None = None
+    headers: tuple[tuple[str, ValueMatch], ...] = ()
+
+
+CONCURRENCY_MAX = 1000
+
+
+@record(frozen=True, slots=True)
+class Concurrency:
+    """Requests that an instance's application works on at a time, kept by its own sidecar. Not `adaptive`: `most`."""
+
+    adaptive: bool = False
+    least: int = 3
+    most: int = CONCURRENCY_MAX
+    queue: int = 100
+    queue_timeout_s: float = 0.1
+    priorities: tuple[Priority, ...] = ()  # the highest first
+    source: Source = BUILT_IN
+
+
+@record(frozen=True, slots=True)
 class Match:
     """None or empty: matches everything. Paths are globs; header and query names are lower case and exact."""
 
@@ -221,9 +247,10 @@ class Match:
     headers: tuple[tuple[str, ValueMatch], ...] = ()
     query: tuple[tuple[str, ValueMatch], ...] = ()
     callers: frozenset[str] | None = None
+    cookies: tuple[tuple[str, ValueMatch], ...] = ()  # names are case-sensitive
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Rule:
     """One rule of authorization. None: any. `callers` are service names of the own trust domain or SPIFFE IDs."""
 
@@ -241,7 +268,7 @@ class Rule:
         return self.methods is not None or self.paths is not None or bool(self.headers)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class AuthzLevel:
     """What one level of a policy says of authorization. `allow` None: nothing stated (an empty tuple states nothing
     too, but as a ceiling it refuses everything)."""
@@ -254,7 +281,7 @@ class AuthzLevel:
     source: Source = BUILT_IN
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HeaderEdit:
     """Applied in the order remove, set, add. Names are lower case."""
 
@@ -266,7 +293,7 @@ class HeaderEdit:
         return bool(self.set or self.add or self.remove)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Fault:
     """Percentages are 0 to 100; the delay comes before the abort."""
 
@@ -277,7 +304,7 @@ class Fault:
     source: Source = BUILT_IN
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FilterUse:
     """One use of a filter: an entry point's name, or `module:Class`. `config` is plain JSON data."""
 
@@ -288,32 +315,32 @@ class FilterUse:
     source: Source = BUILT_IN
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Respond:
     status: int
     body: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Redirect:
     to: str
     status: int = 302
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Rewrite:
     path: str | None = None
     host: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Sticky:
     cookie: str
     ttl_s: float
     level: str = "version"  # or endpoint
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Fallback:
     """What serves when the chosen version has no endpoint: another version, another service, or a fixed response."""
 
@@ -322,7 +349,19 @@ class Fallback:
     respond: Respond | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
+class Mirror:
+    """Where copies of a share of the requests go, beside the requests themselves: one version (None: all) of this
+    service or, where `service` says so, to another one. `writes`: copies also of methods that are not safe."""
+
+    version: str | None = None
+    service: str | None = None
+    percent: float = 100.0
+    writes: bool = False
+    source: Source = BUILT_IN
+
+
+@record(frozen=True, slots=True)
 class Destination:
     """`version` None: every endpoint of the service."""
 
@@ -330,7 +369,7 @@ class Destination:
     weight: int = 100
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Route:
     """One route with its effective values. A service always ends with a catch-all (`default` where none is written)."""
 
@@ -347,6 +386,8 @@ class Route:
     response_headers: HeaderEdit = HeaderEdit()
     sticky: Sticky | None = None
     fallback: Fallback | None = None
+    mirror: Mirror | None = None
+    hedge_after_s: float = NONE
     respond: Respond | None = None
     redirect: Redirect | None = None
     rewrite: Rewrite | None = None
@@ -355,7 +396,7 @@ class Route:
     provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Port:
     name: str
     number: int  # the application's port
@@ -363,7 +404,7 @@ class Port:
     path_handling: PathHandling | None = None  # None: strict where path rules exist, else opaque
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EndpointSpec:
     """One address; `host` may be `unix:/path`, then `port` is 0. `identity`: the SPIFFE ID that must answer; None: the
     service's own. `healthy`: what whoever watches over the endpoint last said of it."""
@@ -379,7 +420,7 @@ class EndpointSpec:
     priority: int = 0  # 0 serves first
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Call:
     """What one caller says of a service that it depends on. Timeouts and retries may only tighten: NONE and None mean
     'as the service says'."""
@@ -397,7 +438,7 @@ class Call:
     provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Service:
     name: str
     ports: tuple[Port, ...] = ()
@@ -409,6 +450,7 @@ class Service:
     limits: Limits = Limits()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     outliers: Outliers | None = None  # None: nobody is ejected
+    concurrency: Concurrency | None = None  # None: no limit
     timeouts: Timeouts = Timeouts()  # for TCP ports; routes carry their own
     authz: tuple[AuthzLevel, ...] = ()  # for TCP ports; routes carry their own
     mtls: Mtls = Mtls.STRICT
@@ -421,7 +463,7 @@ class Service:
     provenance: Mapping[str, Origin] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Snapshot:
     """`revision` names the state it was built from: for files a digest of their content."""
 

@@ -4,10 +4,10 @@ Every effective value, rule and route knows its place, so that `explain`, refusa
 Must not know what the values mean.
 """
 
-from dataclasses import dataclass
+from .records import record
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@record(frozen=True, slots=True, order=True)
 class Source:
     """A position in a policy file; lines and columns count from 1. An empty file name means built in."""
 

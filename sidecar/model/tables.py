@@ -6,16 +6,16 @@ docs/policy.md alike. Must not know any particular field, nor how levels merge.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from .kinds import INVALID, RESET, Block, Clamp, Kind, Schema, Stated, Text
 from .problems import Sink, clip
+from .records import record
 from .yaml_tree import List, Map, Node, Scalar
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ListOf(Kind):
     item: Kind
     what: str = "a list"
@@ -60,7 +60,7 @@ class ListOf(Kind):
         return schema | ({"minItems": self.items_min} if self.items_min else {})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MapOf(Kind):
     """A map with free keys, each judged by `key`; gives a dict of Stated. `lower` compares keys without case."""
 
@@ -103,7 +103,7 @@ class MapOf(Kind):
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Anything(Kind):
     """Plain JSON data, passed on as it is."""
 
@@ -134,7 +134,7 @@ def _plain(node: Node, sink: Sink) -> Any:
     return None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Field:
     """One key of a table. `builtin` is the value where nothing is stated, `builtin_text` says it where the value
     cannot; `later` is the code of a key that a later release brings."""
@@ -149,7 +149,7 @@ class Field:
     null: str = ""  # why `null` is refused here, and what to write
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Table(Kind):
     """A map with declared keys; decodes to a Block. `nothing` allows an empty value for an empty map."""
 
@@ -250,7 +250,7 @@ def _nullable(schema: Schema, declared: Field) -> Schema:
     return schema if "type" in schema else {"anyOf": [schema, {"type": "null"}]}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Clampable(Kind):
     """A scalar, or `{min, max}` that clamps what the levels below say."""
 

@@ -17,7 +17,7 @@ _QUAD = re.compile(rf"{_NUMBER}(?:\.{_NUMBER}){{3}}\Z")  # the usual case, twent
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _ROUTE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, section 5.6.2
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*\Z")
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}\Z")
 _SPIFFE_SEGMENT = re.compile(r"[A-Za-z0-9._-]+\Z")
 _FILTER_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
@@ -98,6 +98,10 @@ def header_name(text: str) -> Wrong:
         return None
     help = "pseudo-headers have matches of their own, such as path and methods" if text.startswith(":") else ""
     return f'"{_short(text)}" is not a header name', help or "letters, digits and hyphens"
+
+
+def cookie_name(text: str) -> Wrong:
+    return None if _TOKEN.match(text) else (f'"{_short(text)}" is not a cookie\'s name', "letters, digits and hyphens")
 
 
 def asked_header(text: str) -> Wrong:
@@ -310,9 +314,14 @@ def upgrade_token(text: str) -> Wrong:
 def redirect_target(text: str) -> Wrong:
     if not re.match(r"[\x21-\x7e]+\Z", text):
         return "a redirect's target holds neither spaces nor characters beyond ASCII", "percent-encode them"
-    if text.startswith(("http://", "https://")) or (text.startswith("/") and not text.startswith("//")):
+    absolute = re.match(r"https?://([^/?#]*)(/|\Z)?", text)
+    if absolute is None and re.match(r"/(?![/\\])", text):
         return None
-    return f'"{_short(text)}" is not a redirect\'s target', "an absolute http:// or https:// URL, or a path"
+    if absolute is not None and absolute[2] is not None and (not absolute[1] or authority(absolute[1]) is None):
+        return None
+    return f'"{_short(text)}" is not a redirect\'s target', (
+        "for example /new, https://shop.example, https://shop.example/new, or https:// for the same host"
+    )
 
 
 def host(text: str) -> Wrong:

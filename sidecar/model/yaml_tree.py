@@ -6,12 +6,14 @@ text. Must not know what a policy is. Never raises for bad input; no recursion g
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
 
 import yaml
 
 from .problems import Sink, clip
+from .records import record
 from .source import Source
 
 BYTES_MAX = 4 * 1024 * 1024
@@ -23,23 +25,24 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML
 
 # What YAML 1.2 does not print, what YAML 1.1 readers take for a line break and 1.2 readers do not, and what makes a
 # line look different from what it says.
-_FORBIDDEN = re.compile(
-    "[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]"
-)
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _OCTAL = re.compile(r"0o[0-7]+\Z")
 _HEX = re.compile(r"0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
-_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
+_NUMERIC = frozenset("0123456789+-.")
 
 Plain = None | bool | int | float | str
+_WORDS: dict[str, Plain] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Node:
     """`length` is what an underline covers on the node's first line."""
 
@@ -47,13 +50,13 @@ class Node:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Scalar(Node):
     value: Plain
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Map(Node):
     """In the order of the file. `ends` (of the two outermost levels): where the last text of each entry's value ends,
     as line and column from 0 in the text that was read."""
@@ -63,12 +66,12 @@ class Map(Node):
     ends: dict[str, tuple[int, int]] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class List(Node):
     items: tuple[Node, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Broken(Node):
     """A node that has been reported already; who meets it says nothing more."""
 
@@ -136,7 +139,7 @@ class _Reader:
     """Turns events into nodes. `Event` objects come lazily, so a hostile file is left at the first bound it passes."""
 
     def __init__(self, text: str, file: str, sink: Sink, first_line: int) -> None:
-        self._events: Iterator[yaml.Event] = iter(_LOADER(text).get_event, None)
+        self._next: Callable[[], Any] = _LOADER(text).get_event  # None after the last
         self._file = file
         self._sink = sink
         self._first_line = first_line
@@ -146,7 +149,7 @@ class _Reader:
     def document(self) -> Node | None:
         root: Node | None = None
         documents = 0
-        for event in self._events:
+        for event in iter(self._next, None):
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if event.version or event.tags:
@@ -158,43 +161,47 @@ class _Reader:
                 root = self._node(event, 1)
         return root
 
-    def _node(self, event: yaml.Event, depth: int) -> Node:
+    def _node(self, event: Any, depth: int) -> Node:
+        """`event` is what begins a node; told by its exact type, which is quicker than isinstance."""
         self._nodes += 1
-        source, length = self._place(event)
+        start, end, kind = event.start_mark, event.end_mark, type(event)
+        line, column = start.line, start.column
+        length = end.column - column if line == end.line and end.column > column else 1
+        source = Source(self._file, line + self._first_line, column + 1)
         if self._nodes > NODES_MAX:
             self._sink.error("P0114", f"the file holds more than {NODES_MAX} values", source)
             raise _TooMuch
         if depth > DEPTH_MAX:
             self._sink.error("P0114", f"nested more than {DEPTH_MAX} levels deep", source)
             raise _TooMuch
-        if isinstance(event, yaml.AliasEvent):
+        if kind is yaml.AliasEvent:
             self._end = event
             self._refuse(event, f"the alias *{clip(str(event.anchor))}", "write the value out, or use `defaults`")
             return Broken(source, length)
-        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.anchor is not None:
             self._refuse(event, f"the anchor &{clip(event.anchor)}", "write the value out, or use `defaults`")
         if event.tag is not None:
             self._refuse(event, f"the tag {clip(str(event.tag))}", "remove the tag; quote a value to make it a string")
-        if isinstance(event, yaml.ScalarEvent):
+        if kind is yaml.ScalarEvent:
             self._end = event
             return self._scalar(event, source, length)
         flow = bool(event.flow_style)
-        if isinstance(event, yaml.MappingStartEvent):
+        if kind is yaml.MappingStartEvent:
             return self._map(source, depth, flow)
         items = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+        while type(event := self._next()) is not yaml.SequenceEndEvent:
             items.append(self._node(event, depth + 1))
         if flow:
             self._end = event
-        return List(source, self._span(source, event), tuple(items))
+        return List(source, self._span(source, event) if flow else 1, tuple(items))
 
     def _map(self, source: Source, depth: int, flow: bool) -> Map:
         entries: dict[str, tuple[Scalar, Node]] = {}
         ends: dict[str, tuple[int, int]] | None = {} if depth <= 2 else None
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            key = self._node(event, depth + 1)
-            value = self._node(next(self._events), depth + 1)
+        more, below = self._next, depth + 1
+        while type(event := more()) is not yaml.MappingEndEvent:
+            key = self._node(event, below)
+            value = self._node(more(), below)
             if isinstance(key, Broken):
                 continue
             if not isinstance(key, Scalar):
@@ -220,14 +227,16 @@ class _Reader:
                     ends[key.text] = (self._end.end_mark.line, self._end.end_mark.column)
         if flow:
             self._end = event
-        return Map(source, self._span(source, event), entries, flow, ends)
+        return Map(source, self._span(source, event) if flow else 1, entries, flow, ends)
 
     def _scalar(self, event: yaml.ScalarEvent, source: Source, length: int) -> Scalar | Broken:
         text = event.value
-        if _SURROGATE.search(text):  # escaped, in a quoted scalar; libyaml refuses it by itself
+        if not text.isascii() and _SURROGATE.search(text):  # escaped, in a quoted scalar; libyaml refuses it by itself
             self._sink.error("P0101", "half of a surrogate pair is no character", Node(source, length))
             return Broken(source, length)
-        if event.style in (None, ""):
+        if not event.style:
+            if text[:1] not in _NUMERIC:
+                return Scalar(source, length, _WORDS.get(text, text), text)
             if len(text) > _DIGITS_MAX and (_INT.match(text) or _HEX.match(text) or _OCTAL.match(text)):
                 self._sink.error("P0115", f"a number of more than {_DIGITS_MAX} digits", Node(source, length))
                 return Scalar(source, length, 0, text)
@@ -256,14 +265,8 @@ class _Reader:
 
 def resolve_plain(text: str) -> Plain:
     """What an unquoted scalar means (YAML 1.2.2, section 10.3.2)."""
-    if text in _NULLS:
-        return None
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    if text[0] not in "0123456789+-.":
-        return text
+    if text[:1] not in _NUMERIC:
+        return _WORDS.get(text, text)
     if _INT.match(text):
         return int(text)
     if _OCTAL.match(text):

@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar.model.source import Source
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class PluginError(Exception):
@@ -70,6 +72,8 @@ def find_class(kind: Kind, name: str, source: Source, allow: Sequence[str]) -> A
 
 def available(kind: Kind) -> dict[str, str]:
     """Everything of this kind that can be named without `--allow-filters`: name and where it comes from."""
+    from importlib.metadata import entry_points  # late: it loads all of `email`, and most policies name built-ins
+
     found = {point.name: point.value for point in entry_points(group=kind.group)}
     return dict(sorted({**found, **kind.built_ins}.items()))
 
@@ -108,7 +112,9 @@ def _place(tb: TracebackType | None) -> str:
     return place
 
 
-def _entry_point(kind: Kind, name: str, source: Source) -> EntryPoint:
+def _entry_point(kind: Kind, name: str, source: Source) -> "EntryPoint":
+    from importlib.metadata import entry_points
+
     points = list(entry_points(group=kind.group, name=name))
     if not points:
         known = list(available(kind))

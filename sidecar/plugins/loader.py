@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sidecar.api import BALANCER_HOOKS, HOOKS, AsyncFilter, Balancer, ConfigError, Filter, FilterBase
+from sidecar.model.snapshot import Balancing as Stated
 from sidecar.model.snapshot import FilterUse, Service
 from sidecar.model.source import Source
 from sidecar.policy.balancing import Arrange, Balancing
@@ -88,6 +89,7 @@ class Loader:
 
     def __init__(self, allow: Iterable[str] = (), paths: Sequence[str] = ()) -> None:
         self.allow = tuple(allow)
+        self._balancers: dict[str, type[Balancer]] = {}  # by name: found and fit
         for path in paths:
             if path not in sys.path:
                 sys.path.append(path)  # last, so that nothing in it can stand in for another module
@@ -105,17 +107,23 @@ class Loader:
     def balancer(self, service: Service) -> PreparedBalancer:
         """The service's balancer. Raises PluginError."""
         name, stated = service.balance, service.balancing
-        cls: type[Balancer] = find_class(BALANCERS, name, stated.source, self.allow)
         words = f'balancer "{name}"'
+        cls = self._balancers.get(name)
+        if cls is None:
+            cls = self._balancers[name] = self._find_balancer(name, words, stated)
+        settings = _settings(cls, stated.config, words, "balance.with", stated.source)
+        return PreparedBalancer(
+            name, cls, settings, stated.source, json.dumps([name, stated.config], sort_keys=True, default=repr)
+        )
+
+    def _find_balancer(self, name: str, words: str, stated: Stated) -> type[Balancer]:
+        cls: type[Balancer] = find_class(BALANCERS, name, stated.source, self.allow)
         for method in ("arrange", "pick", *BALANCER_HOOKS):
             if inspect.iscoroutinefunction(getattr(cls, method)):
                 raise PluginError(stated.source, f"{words}: {method} must be a plain function; a balancer never waits")
         if cls.pick is Balancer.pick and cls.arrange is Balancer.arrange:
             raise PluginError(stated.source, f"{words} overrides neither pick nor arrange, so it picks nobody")
-        settings = _settings(cls, stated.config, words, "balance.with", stated.source)
-        return PreparedBalancer(
-            name, cls, settings, stated.source, json.dumps([name, stated.config], sort_keys=True, default=repr)
-        )
+        return cls
 
     def _check_filter(self, use: FilterUse, cls: type[FilterBase], name: str) -> None:
         if cls.side not in ("in", "out", "both") or cls.on_error not in ("closed", "open"):

@@ -19,6 +19,7 @@ PROBE_LIMIT_S = 5.0
 JITTER = 0.5  # an opening lasts up to this share longer
 _BUCKETS = 10
 _REQUESTS_MIN = 5  # below that a success rate says nothing
+BEATEN_MIN = 7  # in a row, where fewer consecutive failures open: a hedge is no proof of a failure
 
 
 class Breaker:
@@ -26,6 +27,8 @@ class Breaker:
     is told every change of state with its evidence."""
 
     __slots__ = (
+        "_answers",
+        "_beaten",
         "_open_s",
         "_open_until",
         "_probe_ends",
@@ -44,6 +47,7 @@ class Breaker:
         self.tripped = False
         self.generation = 0
         self.failures = 0
+        self._beaten = self._answers = 0  # attempts beaten since the endpoint had given so many answers
         self._open_s = 0.0  # the present opening, without jitter; 0 while closed
         self._open_until = 0.0
         self._probe_ends: float | None = None  # None: no probe under way
@@ -129,6 +133,23 @@ class Breaker:
         elif self._rate is not None:
             self._rate.add(False, now)
             self._judge_rate(now)
+
+    def beaten(self, generation: int, now: float, rnd: Callable[[], float], answers: int) -> None:
+        """A hedge, sent later to another endpoint, has answered first. `answers`: the good ones that this endpoint has
+        given so far. Without one in between it may hang, which nobody would learn where hedges hide it."""
+        if generation != self.generation:
+            return
+        self._rnd = rnd
+        if self.tripped:
+            if self._judge(now):
+                self._open(now, "the probe failed: a hedge was faster")
+            return
+        if answers != self._answers:
+            self._answers, self._beaten = answers, 0
+        self._beaten += 1
+        if self._beaten >= max(self.config.consecutive_failures, BEATEN_MIN):
+            found, self._beaten = self._beaten, 0
+            self._open(now, f"hedges were faster {found} times in a row")
 
     def neutral(self, generation: int, now: float) -> None:
         """Nothing was learnt, for example because the caller went away: an abandoned probe makes room for another."""

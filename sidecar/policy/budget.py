@@ -55,6 +55,16 @@ class Budget:
         self._withdrawals_now += 1
         return True
 
+    def withdraw_spare(self, now: float) -> bool:
+        """Pays for one hedge, which is a luxury: half of what has come in is left to retries."""
+        if now >= self._second_ends:
+            self._roll(now)
+        came = self.reserve + (self._deposits_past + self._deposits_now) * self.percent / 100.0
+        if self._withdrawals_past + self._withdrawals_now + 1 > came / 2.0 + _ROUNDING:
+            return False
+        self._withdrawals_now += 1
+        return True
+
     def balance(self, now: float) -> float:
         if now >= self._second_ends:
             self._roll(now)

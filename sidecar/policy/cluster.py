@@ -8,7 +8,7 @@ keeps its identity, breaker and pool as long as its address stays in the snapsho
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sidecar.model.snapshot import (
@@ -16,10 +16,8 @@ from sidecar.model.snapshot import (
     EndpointSpec,
     Limits,
     Outliers,
-    Redirect,
     Respond,
     Retry,
-    Rewrite,
     Timeouts,
     Tls,
 )
@@ -31,8 +29,10 @@ from .endpoint import Endpoint, endpoint_key
 from .hashing import KeyOf
 from .levels import panics
 from .outliers import Detector
+from .overload import Gate
 from .slow_start import Warmup
 from .sticky import Sticky
+from .targets import Field, Redirecting, Rewriting
 from .weights import Weighted
 
 __all__ = ["ANY_METHOD", "Aimed", "Cluster", "Endpoint", "FallbackPlan", "RoutePlan", "Subset"]
@@ -129,8 +129,8 @@ class Cluster:
         kept: dict[str, Endpoint] = {}
         fresh: list[Endpoint] = []
         stale: list[Endpoint] = []
-        for stated in specs:
-            spec = replace(stated, identity=stated.identity or identity)
+        for spec in specs:
+            answers = spec.identity or identity
             key = _key(spec.tls, endpoint_key(spec.host, spec.port))
             if key in kept:
                 continue  # stated twice: one address is one endpoint
@@ -140,10 +140,11 @@ class Cluster:
                 endpoint.breaker.on_change = _Reporter(self, endpoint)
                 fresh.append(endpoint)
             else:
-                if endpoint.identity != spec.identity or endpoint.http2 is not http2:
+                if endpoint.identity != answers or endpoint.http2 is not http2:
                     stale.append(endpoint)
                 endpoint.update(spec)
                 endpoint.breaker.configure(breaker)
+            endpoint.identity = answers
             endpoint.sni = sni
             endpoint.http2 = http2
             endpoint.version = version_of(spec.labels, versions) if versions else ""
@@ -274,6 +275,18 @@ class FallbackPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorPlan:
+    """Where copies of a route's requests go: a route of their own, on a cluster of their own. `share` of 1; where not
+    `writes`, only requests that read are copied."""
+
+    route: "RoutePlan"
+    subset: Subset
+    share: float
+    writes: bool
+    same_host: bool  # as the original has it; else that of the other service
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """Where a route's requests may go; `version` None: every endpoint of the service."""
 
@@ -291,11 +304,15 @@ class RoutePlan:
         "destinations",
         "fallback",
         "filters",
+        "gate",
+        "hedge_s",
         "key_of",
+        "mirror",
         "name",
         "pinned",
         "redirect",
         "respond",
+        "respond_fields",
         "retry",
         "retry_methods",
         "rewrite",
@@ -313,11 +330,15 @@ class RoutePlan:
         self.pinned: Mapping[str, tuple[Endpoint, Subset]] = {}  # by what a cookie says of an endpoint
         self.key_of: KeyOf | None = None  # what a hashing balancer goes by
         self.fallback: FallbackPlan | None = None
+        self.mirror: MirrorPlan | None = None
+        self.hedge_s = 0.0  # after which an attempt is hedged; 0: none is
+        self.gate: Gate | None = None  # before the own application
         self.authz: Authorizer | None = None
         self.filters: Any = None  # proxy.filtering.Chain
         self.respond: Respond | None = None
-        self.redirect: Redirect | None = None
-        self.rewrite: Rewrite | None = None
+        self.respond_fields: tuple[Field, ...] = ()
+        self.redirect: Redirecting | None = None
+        self.rewrite: Rewriting | None = None
         self.upgrade: frozenset[bytes] = frozenset()
         self.stats: Mapping[str, Any] = {}  # telemetry's counters by version
         self.body_hooks = False

@@ -12,7 +12,8 @@ import math
 TraceId = bytes | str
 
 _PER_TRACE_MAX = 64  # in flight at once with the same trace-id; a fan-out that comes back in is a handful
-_NOTHING = (math.inf, 0)
+NOTHING = (math.inf, 0)
+"""What `lookup` gives, this very object, where nothing is in flight."""
 
 
 class Token:
@@ -41,6 +42,10 @@ class Correlation:
 
     def __len__(self) -> int:
         return len(self._entries) + self._more_count
+
+    def __contains__(self, trace_id: TraceId) -> bool:
+        """Whether an inbound request with it is in flight."""
+        return trace_id in self._entries
 
     def enter(self, trace_id: TraceId, deadline: float, attempt: int) -> Token:
         """An inbound request has arrived. The token is what `leave` and `head_gone` want."""
@@ -86,7 +91,7 @@ class Correlation:
         """(deadline, attempt) for an outbound request: of several in flight the latest and the highest."""
         token = self._entries.get(trace_id)
         if token is None:
-            return _NOTHING
+            return NOTHING
         deadline, attempt = token.deadline, token.attempt
         if self._more_count and trace_id in self._more:
             for other in self._more[trace_id]:

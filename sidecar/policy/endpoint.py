@@ -67,7 +67,7 @@ class Endpoint:
         self.key = endpoint_key(spec.host, spec.port)
         self.labels: Mapping[str, str] = spec.labels
         self.stated_weight = spec.weight
-        self.weight: float = spec.weight
+        self.weight = float(spec.weight)
         self.zone, self.priority = spec.zone, spec.priority
         self.memo: Any = None
         self.tls: Tls = spec.tls
@@ -97,7 +97,8 @@ class Endpoint:
         """A new policy names the same address reached in the same way. Health alone changes nothing else."""
         assert (spec.host, spec.port) == self.address and spec.tls is self.tls
         self.labels = spec.labels
-        self.weight = self.stated_weight = spec.weight
+        self.stated_weight = spec.weight
+        self.weight = float(spec.weight)
         self.zone, self.priority = spec.zone, spec.priority
         self.identity = spec.identity
         self.stated_healthy = spec.healthy

@@ -8,8 +8,9 @@ A gRPC call differs in three things. Its deadline covers the whole call, so `due
 may come with the trailers, so the endpoint is judged there, unless the head has to do (a breaker's probe). And what
 `when` says by a gRPC status holds for a call that got no message, POST though it is.
 Invariants: every path ends in `_finish` exactly once, with the endpoint and the request slot given back; at most
-1 + max_retries attempts and one free resend (RESENDS_MAX where the server has said that it had not begun); after the
-response has begun nothing is sent again.
+1 + max_retries attempts, one free resend (RESENDS_MAX where the server has said that it had not begun), and one more to
+the service of a `fallback` after an overflow; after the response has begun nothing is sent again. (A hedge has an
+Exchange of its own: hedging.py.)
 """
 
 import math
@@ -196,6 +197,11 @@ class Exchange:
             self._leave()
             return WAIT
         self._judge(status, said, grpc_status, now)
+        if said is Outcome.OVERFLOW and self._may_fall_back():
+            self._leave()
+            if self.due == OFF:
+                self._restart(now)
+            return self._fall_back(now)
         self.begun = True
         self.due = self.ends if self.grpc else OFF
         return RELAY
@@ -238,7 +244,7 @@ class Exchange:
     def refused(self, outcome: Outcome, now: float) -> Do:
         """This sidecar itself could not go on (a full queue, say): answered at once, nobody blamed."""
         self._neutral(now)
-        return self._answer(outcome, now)
+        return self._answer(outcome, now) if outcome is not Outcome.OVERFLOW else self._fall_back(now)
 
     def deadline(self, now: float) -> Do:
         """`due` has come: the end of a back-off, of the attempt, or of the whole request."""
@@ -331,20 +337,41 @@ class Exchange:
         fallback = self.plan.fallback
         subset = self.subset.instead(fallback.subset) if fallback is not None and fallback.subset is not None else None
         if fallback is not None and subset is not None:
-            cluster = fallback.cluster
-            if cluster is not self.cluster:
-                self.cluster.active -= 1
-                self.cluster = cluster
-                cluster.active += 1
-                if cluster.active > cluster.limits.requests:
-                    return self._overflow(now)
-                if not self.attempt:
-                    cluster.budget.deposit(now)
-            self.subset = subset
-            self.tried = ()
-            return self._try(now)
+            return self._go_over(fallback.cluster, subset, now)
         circuit = self.subset.why_none(now) == "circuit_open"
         return self._answer(Outcome.CIRCUIT_OPEN if circuit else Outcome.NO_HEALTHY_ENDPOINT, now)
+
+    def _may_fall_back(self) -> bool:
+        """Whether something else stands in for an overflow: a fixed response, or another service, that has not been
+        asked yet. Another version would be the same service, which is not asked again."""
+        fallback = self.plan.fallback
+        return fallback is not None and (
+            fallback.respond is not None
+            or (fallback.subset is not None and fallback.cluster is not self.cluster and self.replayable)
+        )
+
+    def _fall_back(self, now: float) -> Do:
+        """There is too much of this for the service, or for what this caller may ask of it."""
+        fallback = self.plan.fallback
+        if fallback is not None and fallback.subset is not None and self._may_fall_back() and now < self.ends:
+            subset = self.subset.instead(fallback.subset)
+            if subset is not None:
+                return self._go_over(fallback.cluster, subset, now)
+        return self._answer(Outcome.OVERFLOW, now)
+
+    def _go_over(self, cluster: Cluster, subset: Subset | Aimed, now: float) -> Do:
+        """On with the fallback, by the limits, budget and breakers of its service."""
+        if cluster is not self.cluster:
+            self.cluster.active -= 1
+            self.cluster = cluster
+            cluster.active += 1
+            if cluster.active > cluster.limits.requests:
+                return self._overflow(now)
+            if not self.attempt:
+                cluster.budget.deposit(now)
+        self.subset = subset
+        self.tried = ()
+        return self._try(now)
 
     def _repeatable(self, safe: bool) -> bool:
         """Whether the request may be sent again although the application may have seen it."""
@@ -478,7 +505,7 @@ class Exchange:
 
     def _overflow(self, now: float) -> Do:
         self.cluster.overflows += 1
-        return self._answer(Outcome.OVERFLOW, now)
+        return self._fall_back(now)
 
     def _answer(self, outcome: Outcome, now: float) -> Do:
         self.status = outcome.status

@@ -32,6 +32,7 @@ def compile_match(match: Match) -> Predicate | None:
         parts.append(_path(compile_regex(match.path_regex)))
     parts.extend(_header(name, value) for name, value in match.headers)
     parts.extend(_query(name, value) for name, value in match.query)
+    parts.extend(_cookie(name, value) for name, value in match.cookies)
     return _all(tuple(parts))
 
 
@@ -109,6 +110,25 @@ def _query(name: str, value: ValueMatch) -> Predicate:
         return bool(query) and any(map(test, query_values(query, wanted)))
 
     return predicate
+
+
+def cookie_values(headers: Headers, name: bytes) -> list[bytes]:
+    """All values of a cookie (RFC 6265, section 5.4), without the quotes that one may stand in."""
+    values = []
+    for key, held in headers:
+        if key == b"cookie" and name in held:
+            for pair in held.split(b";"):
+                found, equals, value = pair.strip(b" \t").partition(b"=")
+                if found == name and equals:
+                    quoted = len(value) > 1 and value[:1] == value[-1:] == b'"'
+                    values.append(value[1:-1] if quoted else value)
+    return values
+
+
+def _cookie(name: str, value: ValueMatch) -> Predicate:
+    wanted = name.encode("latin-1")
+    test = compile_value(value)
+    return lambda method, path, query, headers, caller: any(map(test, cookie_values(headers, wanted)))
 
 
 def _all(parts: tuple[Predicate, ...]) -> Predicate | None:

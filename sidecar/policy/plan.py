@@ -19,6 +19,8 @@ from sidecar.model.snapshot import (
     EndpointSpec,
     Fallback,
     Limits,
+    Match,
+    Mirror,
     Mtls,
     PathHandling,
     Port,
@@ -34,19 +36,22 @@ from sidecar.model.source import Source
 
 from .authz import Authorizer, compile_authz
 from .balancing import Balancing, Subset
-from .cluster import Cluster, Destination, FallbackPlan, RoutePlan
+from .cluster import Cluster, Destination, FallbackPlan, MirrorPlan, RoutePlan
 from .endpoint import Endpoint
 from .hashing import KeyOf, compile_key
 from .matching import compile_match
+from .overload import Gate
 from .paths import Reader, judge, opaque
 from .routing import RouteTable
 from .sticky import Sticky
+from .targets import redirecting, respond_fields, rewriting
 
 UNLIMITED = Limits(connections=1 << 30, pending=1 << 30, requests=1 << 30)
 APP_POOL_IDLE_S = 4.0  # uvicorn closes at 5 s
 MESH_POOL_IDLE_S = 60.0
 NO_RETRY = Retry(max_retries=0)
 DEFAULT_PORT = Port("http", 0)
+MIRROR = "mirror"  # the side of clusters that only copies of requests go to
 
 
 class PlanError(Exception):
@@ -131,6 +136,7 @@ class ClusterState:
 
     def __init__(self) -> None:
         self.clusters: dict[tuple[str, str, str], Cluster] = {}
+        self.gates: dict[str, Gate] = {}  # before the own application, by service
 
     def __iter__(self) -> Iterator[Cluster]:
         return iter(self.clusters.values())
@@ -156,6 +162,8 @@ class Surroundings:
     on_panic: Callable[[Cluster, str], None] | None = None
     on_outlier: Callable[[Cluster, Endpoint, str], None] | None = None
     zone: str = ""  # where this sidecar is
+    on_overload: Callable[[str, str], None] | None = None
+    rnd: Callable[[], float] = lambda: 0.5
 
 
 def compile_plans(
@@ -182,6 +190,8 @@ class _Compiler:
         self.chains: list[Any] = []
         self.problems: list[tuple[Source, str]] = []
         self.balancing: dict[str, Balancing] = {}
+        self.gate: Gate | None = None
+        self.compiled: set[Match] = set()  # matches in which nothing is wrong
 
     def run(self) -> tuple[Plans, list[Endpoint]]:
         snapshot, own = self.snapshot, self.around.own
@@ -199,6 +209,7 @@ class _Compiler:
             self._check_call(call)
         for each in snapshot.services.values():
             self._find_balancer(each)
+        self._check_classes(service)
         if self.problems:
             raise PlanError(self.problems)
 
@@ -209,10 +220,11 @@ class _Compiler:
         for s, p in all_ports:
             cluster = self.outbound[s.name, p.name]
             if p.protocol.is_http:
-                table = self._table(outbound[s.name], partial(self._outbound_route, s, cluster))
+                table = self._table(outbound[s.name], partial(self._outbound_route, s, p, cluster))
                 http[s.name, p.name] = ServicePlan(s.name, p.name, table, reader(s, p), cluster)
             else:
                 tcp[s.name, p.name] = self._outbound_tcp(s, p, cluster)
+        self.gate = self._gate(service)
         here = {p.name: self._inbound(service, p, inbound, tcp_authz) for p in ports(service)}
         for key, cluster in self.state.clusters.items():
             if key not in self.clusters:
@@ -261,8 +273,11 @@ class _Compiler:
                 plan.body_hooks = chain.has_body_hooks
                 self.chains.append(chain)
             shells.append((route, plan))
+            if route.match in self.compiled:
+                continue
             try:
                 compile_match(route.match)
+                self.compiled.add(route.match)
             except ValueError as exc:
                 self.problems.append((route.source, f'route "{route.name}" of "{service.name}": {exc}'))
         return shells
@@ -273,6 +288,15 @@ class _Compiler:
         except ValueError as exc:
             self.problems.append((source, str(exc)))
             return None
+
+    def _check_classes(self, service: Service) -> None:
+        policy = service.concurrency
+        for each in policy.priorities if policy is not None else ():
+            try:
+                compile_match(Match(headers=each.headers, callers=each.callers))
+            except ValueError as exc:
+                assert policy is not None
+                self.problems.append((policy.source, f'class "{each.name}" of "{service.name}": {exc}'))
 
     def _check_call(self, call: Call) -> None:
         service = self.snapshot.services.get(call.service)
@@ -316,18 +340,39 @@ class _Compiler:
     def _outbound_cluster(self, service: Service, port: Port) -> Cluster:
         retry = service.routes[-1].retry if service.routes else Retry()
         cluster = self._cluster("out", service, port, service.limits, retry)
-        cluster.pool_idle_s = service.pool_idle_s if service.pool_idle_s is not None else MESH_POOL_IDLE_S
-        identity = f"spiffe://{self.around.trust_domain}/service/{service.name}"
-        sni = f"{port.name}.{service.name}.mesh"
-        self.stale += cluster.update(
-            service.endpoints, service.circuit_breaker, service.versions, identity, sni, port.protocol.is_http2,
-            now=self.now, slow_start_s=service.balancing.slow_start_s,
-        )  # fmt: skip
+        self._endpoints_of(service, port, cluster, service.balancing.slow_start_s)
         cluster.balance_by(self.balancing[service.name])
         cluster.subsets = {name: held for name, held in cluster.subsets.items() if not name or name in service.versions}
         cluster.eject_outliers(service.outliers, self.now)
         cluster.judge_panic(service.balancing.panic_threshold)
         return cluster
+
+    def _endpoints_of(self, service: Service, port: Port, cluster: Cluster, slow_start_s: float = 0.0) -> None:
+        """What is known of the service's endpoints, to a cluster of its callers."""
+        cluster.pool_idle_s = service.pool_idle_s if service.pool_idle_s is not None else MESH_POOL_IDLE_S
+        identity = f"spiffe://{self.around.trust_domain}/service/{service.name}"
+        sni = f"{port.name}.{service.name}.mesh"
+        self.stale += cluster.update(
+            service.endpoints, service.circuit_breaker, service.versions, identity, sni, port.protocol.is_http2,
+            now=self.now, slow_start_s=slow_start_s,
+        )  # fmt: skip
+
+    def _gate(self, service: Service) -> Gate | None:
+        """The one that stands, with what it has learnt and who waits there; without a policy all who wait go on."""
+        policy, gates = service.concurrency, self.state.gates
+        gate = gates.get(service.name)
+        if policy is None:
+            if gate is not None:
+                del gates[service.name]
+                gate.open(self.now)
+            return None
+        if gate is None:
+            told = self.around.on_overload
+            note = partial(told, service.name) if told is not None else lambda text: None
+            gate = gates[service.name] = Gate(policy, self.now, self.around.rnd, note)
+        elif gate.policy != policy:
+            gate.configure(policy, self.now)
+        return gate
 
     def _app_cluster(self, service: Service, port: Port) -> Cluster:
         cluster = self._cluster("in", service, port, UNLIMITED, NO_RETRY)
@@ -373,13 +418,14 @@ class _Compiler:
     def _table(self, shells: Shells, bind: Callable[[Route], RoutePlan]) -> RouteTable[RoutePlan]:
         return RouteTable([(route.match, bind(route).dressed_as(shell)) for route, shell in shells])
 
-    def _outbound_route(self, service: Service, cluster: Cluster, route: Route) -> RoutePlan:
+    def _outbound_route(self, service: Service, port: Port, cluster: Cluster, route: Route) -> RoutePlan:
         call = self.snapshot.services[self.around.own].calls.get(service.name)
         plan = RoutePlan(route.name, service.name)
         destinations = [
             (Destination(d.version, self._subset(service, cluster, d.version)), d.weight) for d in route.destinations
         ]
         plan.bind(cluster, *tighten(route.timeouts, route.retry, call), destinations)
+        plan.hedge_s = route.hedge_after_s if route.hedge_after_s != NONE else 0.0
         plan.key_of = self._key_of(service)
         if route.sticky is not None:
             stuck = route.sticky
@@ -391,7 +437,12 @@ class _Compiler:
                 plan.pinned = {sticky.token(e.key): (e, subset) for subset in subsets for e in subset.endpoints}
         if route.fallback is not None:
             plan.fallback = self._fallback(service, route.fallback, cluster)
-        plan.respond, plan.redirect, plan.rewrite = route.respond, route.redirect, route.rewrite
+        if route.mirror is not None:
+            plan.mirror = self._mirror(service, port, route, route.mirror, plan.timeouts)
+        plan.respond, plan.rewrite = route.respond, rewriting(route.rewrite, route.match)
+        if route.respond is not None:
+            plan.respond_fields = respond_fields(route.respond.body, route.response_headers)
+        plan.redirect = redirecting(route.redirect, route.match, route.response_headers)
         stats = self.around.stats
         plan.stats = {name: stats("out", service.name, route.name, name) for name in ("", *service.versions)}
         return plan
@@ -404,6 +455,41 @@ class _Compiler:
             return FallbackPlan(there, self._subset(other, there, fallback.version), fallback.respond)
         subset = self._subset(service, cluster, fallback.version) if fallback.version is not None else None
         return FallbackPlan(cluster, subset, fallback.respond)
+
+    def _mirror(
+        self, service: Service, port: Port, route: Route, mirror: Mirror, timeouts: Timeouts
+    ) -> MirrorPlan | None:
+        """Copies have connections, breakers and limits of their own, so that nothing of theirs acts on originals; they
+        are not balanced by what a balancer has learnt, nor teach it anything."""
+        other = self.snapshot.services.get(mirror.service) if mirror.service is not None else service
+        if other is None:
+            return None  # not held (yet)
+        if other is not service:
+            port = next((p for p in ports(other) if p.protocol.is_http), ports(other)[0])
+        cluster = self.clusters.get((MIRROR, other.name, port.name))
+        if cluster is None:
+            cluster = self._cluster(MIRROR, other, port, other.limits, NO_RETRY)
+            cluster.breaker_events = cluster.outlier_events = cluster.panic_events = None
+            self._endpoints_of(other, port, cluster)
+            cluster.judge_panic(other.balancing.panic_threshold)
+        labels = other.versions.get(mirror.version, {}) if mirror.version is not None else {}
+        endpoints = tuple([e for e in cluster.endpoints.values() if not labels or _selected(e, labels)])
+        zone = self.around.zone if other.balancing.zone == "prefer" else ""
+        subset = Subset(
+            mirror.version or "", endpoints, panic_threshold=other.balancing.panic_threshold, zone=zone,
+            counts=cluster.counts,
+        )  # fmt: skip
+        most_s = Timeouts().total_s
+        timeouts = replace(
+            timeouts,
+            total_s=min(timeouts.total_s, most_s),
+            total_grpc_s=min(timeouts.of_grpc_s, most_s),
+            body_s=min(timeouts.body_s, most_s),
+        )
+        plan = RoutePlan(route.name, other.name)
+        plan.bind(cluster, timeouts, NO_RETRY, [(Destination(mirror.version, subset), 100)])
+        plan.rewrite = rewriting(route.rewrite, route.match) if other is service else None
+        return MirrorPlan(plan, subset, mirror.percent / 100.0, mirror.writes, other is service)
 
     def _outbound_tcp(self, service: Service, port: Port, cluster: Cluster) -> TcpPlan:
         call = self.snapshot.services[self.around.own].calls.get(service.name)
@@ -434,6 +520,7 @@ class _Compiler:
 
     def _inbound_route(self, service: Service, cluster: Cluster, subset: Subset, route: Route) -> RoutePlan:
         plan = RoutePlan(route.name, service.name)
+        plan.gate = self.gate
         timeouts = replace(
             route.timeouts, total_s=NONE, total_grpc_s=NONE, try_s=NONE
         )  # the caller's sidecar keeps these

@@ -166,6 +166,7 @@ def match_covers(wide: Match, narrow: Match) -> bool:
         _path_covers(wide, narrow)
         and _values_cover(wide.headers, narrow.headers)
         and _values_cover(wide.query, narrow.query)
+        and _values_cover(wide.cookies, narrow.cookies)
     )
 
 
@@ -198,7 +199,7 @@ def _value_covers(wide: ValueMatch, narrow: ValueMatch) -> bool:
 def _key(match: Match) -> object:
     """What an earlier route is filed under: every later route that it covers looks there."""
     value: object = None
-    for kind, values in (("header", match.headers), ("query", match.query)):
+    for kind, values in (("header", match.headers), ("query", match.query), ("cookie", match.cookies)):
         for name, asked in values:
             value = value or (kind, name, asked.value if asked.kind == "exact" else None)
     if match.path is None:
@@ -210,7 +211,7 @@ def _key(match: Match) -> object:
 
 def _lookups(match: Match) -> Iterator[object]:
     values: list[object] = [None]
-    for kind, asked in (("header", match.headers), ("query", match.query)):
+    for kind, asked in (("header", match.headers), ("query", match.query), ("cookie", match.cookies)):
         for name, one in asked:
             values.append((kind, name, None))
             if one.kind == "exact":

@@ -42,7 +42,7 @@ class Warmup:
         for endpoint, since in list(self.since.items()):
             age_s = now - since
             if age_s >= window_s:
-                endpoint.weight = endpoint.stated_weight
+                endpoint.weight = float(endpoint.stated_weight)
                 del self.since[endpoint]
             else:
                 endpoint.weight = endpoint.stated_weight * max(FLOOR, age_s / window_s)

@@ -7,13 +7,8 @@ origin, gets 403); changes by POST only; at most CONNECTIONS_MAX connections, ev
 limit; an exception ends its connection and nothing else; long answers are made in slices, with a pause after each.
 """
 
-import errno
-import ipaddress
 import logging
-import os
 import re
-import socket
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,14 +17,14 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 import trio
 
+from sidecar.build_info import build
 from sidecar.telemetry.metrics import OPENMETRICS_TYPE, TEXT_TYPE
 
+from .admin_door import CONNECTIONS_MAX, AdminSources
 from .admin_pages import SLICE_CHARS, Row, json_slices, quality, row_slices, table_slices
-from .bind import bind_listener
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 32
 HEAD_BYTES_MAX = 8192
 BODY_BYTES_MAX = 1024
 REQUEST_S = 5.0  # from the first moment, or the last answer, to the end of the request
@@ -41,19 +36,6 @@ PLAIN_TYPE = "text/plain; charset=utf-8"
 
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class AdminSources:
-    """What the interface shows. Called in the task of the request, so they must be quick and may not block."""
-
-    metrics: Callable[[bool], Iterable[bytes]]  # True: OpenMetrics; in steps of under a millisecond
-    livez: Callable[[], Sequence[str]]  # what is wrong; empty: alive
-    readyz: Callable[[], Sequence[str]]  # what is missing; empty: ready. While draining, say so here
-    config: Callable[[], object]  # JSON data, without secrets
-    clusters: Callable[[], Iterable[Row]]  # a row for each endpoint; read in slices, so must tolerate changes
-    set_log_level: Callable[[str], None]  # ValueError where there is no such level
-    events: Callable[[], Iterable[Row]] = tuple  # what has happened to endpoints, the latest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +80,8 @@ class Admin:
             "/readyz": (self._readyz, "200 when ready for traffic; 503 names what is missing"),
             "/metrics": (self._metrics, "Prometheus or OpenMetrics, by Accept"),
             "/config": (self._config, "the configuration in force, JSON"),
-            "/events": (self._events, "what breakers, outliers and panic did last; JSON, or ?format=text"),
+            "/events": (self._events, "what breakers, outliers, panic and overload did last; JSON, or ?format=text"),
+            "/overload": (self._overload, "what the application may work on at a time; JSON, or ?format=text"),
             "/clusters": (self._clusters, "services and endpoints; JSON, or a table with ?format=text"),
         }
         self._changes: dict[str, tuple[Callable[[_Call], _Answer], str]] = {
@@ -180,7 +163,7 @@ class Admin:
         return "\n".join(f"{path:<12}{about}" for path, (_, about) in {**self._pages, **self._changes}.items())
 
     def _index(self, _call: _Call) -> _Answer:
-        return _plain(200, f"pillion sidecar\n\n{self._listing()}")
+        return _plain(200, f"pillion sidecar, {build()}\n\n{self._listing()}")
 
     def _livez(self, _call: _Call) -> _Answer:
         return _health(self._sources.livez(), "alive", "not alive")
@@ -198,6 +181,9 @@ class Admin:
 
     def _clusters(self, call: _Call) -> _Answer:
         return self._rows(call, self._sources.clusters(), "no endpoints")
+
+    def _overload(self, call: _Call) -> _Answer:
+        return self._rows(call, self._sources.overload(), "no limit: see concurrency in the policy")
 
     def _events(self, call: _Call) -> _Answer:
         return self._rows(call, self._sources.events(), "nothing yet")
@@ -330,49 +316,3 @@ async def _send(connection: h11.Connection, stream: trio.abc.Stream, answer: _An
         data += connection.send(h11.EndOfMessage()) or b""
         with trio.fail_after(SEND_S):
             await stream.send_all(data)
-
-
-def bind_admin(address: str) -> socket.socket:
-    """A listening socket for `HOST:PORT` on loopback, or `unix:PATH` (mode 0600). BindError, OSError and
-    ValueError say what is wrong."""
-    if address.startswith("unix:"):
-        return _bind_unix(address.removeprefix("unix:"))
-    host, _, port = address.rpartition(":")
-    name = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
-    try:
-        ip = ipaddress.ip_address(name)
-        number = int(port)
-    except ValueError:
-        raise ValueError(f"admin address {address!r}: give HOST:PORT or unix:PATH") from None
-    if not ip.is_loopback or not 0 <= number <= 65535:
-        raise ValueError(f"admin address {address!r}: the admin interface is for loopback only (127.0.0.1 or [::1])")
-    return bind_listener(name, number, backlog=CONNECTIONS_MAX)
-
-
-def _bind_unix(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        _remove_stale(path)
-        umask = os.umask(0o177)  # the mode must hold from the first moment: chmod would come too late
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(umask)
-        sock.listen(CONNECTIONS_MAX)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror}") from error
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on (left by a kill -9); anything else stays, and bind fails."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        if probe.connect_ex(path) == errno.ECONNREFUSED:
-            os.unlink(path)

@@ -24,7 +24,7 @@ OF_STATUS = {
 }
 """Which outcome a malformed request's status stands for; anything else is a bad request."""
 
-NOTHING_SERVES = frozenset({Outcome.NO_HEALTHY_ENDPOINT, Outcome.CIRCUIT_OPEN})
+NOTHING_SERVES = frozenset({Outcome.NO_HEALTHY_ENDPOINT, Outcome.CIRCUIT_OPEN, Outcome.OVERFLOW})
 """What a route's `fallback` with a fixed response stands in for."""
 
 MESSAGES = {
@@ -57,6 +57,7 @@ for _status in HTTPStatus:
     _LINES[_status.value] += _status.phrase.encode()
 
 JSON = ((b"content-type", b"application/json"),)
+PLAIN_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 Field = tuple[bytes, bytes]
 
@@ -138,6 +139,11 @@ def fields(
 def _text(status: int, body: bytes) -> str:
     """What a body has to say, on one line; else what the status is called."""
     text = " ".join(body.decode("utf-8", "replace").split())
+    if text.startswith('{"reason": '):  # as `body_of` has it
+        try:
+            text = str(json.loads(text).get("message", text))
+        except ValueError:
+            pass
     return text or _LINES[status].removeprefix(b"HTTP/1.1 ").decode("ascii").strip()
 
 
@@ -164,10 +170,3 @@ def encode(
     if not head and status not in (204, 304):
         out.append(body)
     return b"".join(out)
-
-
-def location(to: str, m: Message) -> bytes:
-    """The Location of a redirect: `to` as it is, or with the request's path where it names only an origin."""
-    if to.startswith(("http://", "https://")) and to.count("/") == 2:
-        return to.encode() + m.path
-    return to.encode()

@@ -9,6 +9,7 @@ bounded by what the owner writes after `write` has said False.
 """
 
 import errno
+import select
 import socket
 import ssl
 import struct
@@ -24,6 +25,7 @@ RECORD_BYTES = 16384  # RFC 8446, 5.1: a record never holds more; reading that m
 BURST_READS = 16  # records of one connection in one turn, so that a bulk stream cannot starve the others
 READ_BYTES, READ_BULK_BYTES = 64 * 1024, 256 * 1024  # plain: one read a turn, larger while a stream fills it
 TIGHT_BYTES, HELD_BYTES = 2 << 20, 4 << 20  # for all peers that do not read: from the first on less for each (`share`)
+WIDE_BYTES_MAX = 2 << 20  # what windows of HTTP/2 requests may have in all, beyond those that they begin with
 SMALL_BYTES = 4096  # buffered writes below this are gathered: a memoryview each would outweigh them
 LINGER_BYTES, LINGER_S = 4 << 20, 1.0  # about what the kernel's buffers hold of an upload in full flight
 RESET = struct.pack("ii", 1, 0)
@@ -58,6 +60,7 @@ class _Nobody:
 
 
 NOBODY = _Nobody()
+NOTHING: deque[memoryview | bytearray] = deque(maxlen=0)  # to write: an empty deque of its own has 600 bytes
 
 
 class Channel:
@@ -67,9 +70,9 @@ class Channel:
 
     __slots__ = (
         "_after_flush", "_broken", "_discard_left", "_ending", "_fault", "_full", "_hooked", "_linger_s", "_mask",
-        "_read_bytes", "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "eof", "fd",
-        "fingerprint", "half_close", "notify_empty", "open", "out", "out_bytes", "owner", "peer", "reactor", "reading",
-        "sock", "tls", "watch_hangup",
+        "_poll", "_read_bytes", "_read_wants_write", "_recv", "_send", "_tail", "_timer", "_write_wants_read", "eof",
+        "fd", "fingerprint", "half_close", "notify_empty", "open", "out", "out_bytes", "owner", "peer", "reactor",
+        "reading", "sock", "tls", "watch_hangup",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +102,7 @@ class Channel:
             # ends from others, which `suppress_ragged_eofs=False` switches off.
             self._recv, self._send = inner.read, inner.write
         self._read_bytes = RECORD_BYTES if self.tls else READ_BYTES
-        self.out: deque[memoryview | bytearray] = deque()
+        self.out: deque[memoryview | bytearray] = NOTHING
         self.out_bytes = 0
         self.open = self.reading = True
         self.half_close = False
@@ -115,6 +118,7 @@ class Channel:
         self._timer: Timer | None = None
         self._linger_s = LINGER_S
         self._mask = IN
+        self._poll: select.poll | None = None
         self._hooked = True
         reactor.add(self.fd, self, IN)
         if self.tls and sock.pending():  # decrypted by the handshake: epoll will never tell
@@ -169,7 +173,7 @@ class Channel:
             if sent == size:
                 return True
             # After WANT_WRITE OpenSSL insists on the same bytes again (the buffer may move, the content may not).
-            self.out.append(memoryview(data)[sent:])
+            self.out = deque((memoryview(data)[sent:],))
             self.out_bytes = size - sent
             self.reactor.held_bytes += size - sent
             if sent and not self._write_wants_read:  # TLS writes one record a call: go on with the next
@@ -270,13 +274,11 @@ class Channel:
             return True
         if self.tls and self.sock.pending():
             return True
-        try:
-            socket.socket.recv(self.sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
+        poll = self._poll
+        if poll is None:  # a quarter of the cost of a peek, whose usual answer is an exception
+            poll = self._poll = select.poll()
+            poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     # -- reading
     def _read(self) -> None:
@@ -408,6 +410,7 @@ class Channel:
             self._write_failed(exc)
             return
         if not out:
+            self.out = NOTHING
             if self._ending:
                 self._send_fin()
             if self._after_flush is not None:
@@ -423,7 +426,7 @@ class Channel:
             self.owner.drained()
 
     def _drop_out(self) -> None:
-        self.out.clear()
+        self.out = NOTHING
         self.reactor.held_bytes -= self.out_bytes
         self.out_bytes = 0
 

@@ -119,9 +119,14 @@ class Downstream:
 
     def ended(self) -> None:
         """A plain caller closed its sending side. TCP does not say whether it still reads: one that shuts its side
-        does so right behind its request, one that has lost patience later."""
+        does so right behind its request, one that has lost patience later, or when its own caller has left."""
         serving = self.serving
-        if serving is None or not serving.m.done or self._silent_s(serving) > HALF_CLOSE_S:
+        if (
+            serving is None
+            or not serving.m.done
+            or self._silent_s(serving) > HALF_CLOSE_S
+            or self.entry.orphaned(serving)
+        ):
             self.ch.close()
             self.lost(None)
         else:
@@ -238,7 +243,7 @@ class Downstream:
     def relay_head(self, request: Message, m: Message, data: bytes, extra: list[tuple[bytes, bytes]]) -> None:
         """The head of an upstream's response, with what there is of its body, in one write."""
         bodiless = request.method == b"HEAD" or m.status in (204, 304)
-        self.chunked_out = m.length is None and not bodiless and not request.http10
+        self.chunked_out = (m.length is None or m.chunked) and not bodiless and not request.http10
         until_close = m.length is None and not bodiless and request.http10
         if (
             not request.keep_alive

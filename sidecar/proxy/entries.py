@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.model.snapshot import Mtls
 from sidecar.policy.authz import Authorizer
 from sidecar.policy.cluster import Aimed, RoutePlan, Subset
+from sidecar.policy.correlation import NOTHING
 from sidecar.policy.exchange import IDEMPOTENT, OFF, Exchange
 from sidecar.policy.outcome import GRPC_FAILURES, Grpc, Outcome
 from sidecar.policy.paths import BadPath, Readings, opaque
@@ -29,6 +30,7 @@ Field = tuple[bytes, bytes]
 ATTEMPT_MAX = 999  # what a peer reads; more would read as none
 _ATTEMPTS = tuple((b"x-pillion-attempt", b"%d" % number) for number in range(ATTEMPT_MAX + 1))
 _GRPC_NAMES = tuple(status.name for status in Grpc)
+MIRROR_MARK = b"x-pillion-mirror"
 _EXPECT = (b"expect", b"100-continue")
 _EXHAUSTED = (b"x-pillion-retried", b"exhausted")
 
@@ -67,9 +69,17 @@ class Entry:
     def spent(self, serving: "Serving") -> None:
         """The request's retries were spent and it failed."""
 
+    def orphaned(self, serving: "Serving") -> bool:
+        """Whether the inbound request that it was made for has ended meanwhile."""
+        return False
+
     def still_allows(self, serving: "Serving") -> bool:
         """Whether the tunnel that a request became may go on under the plans of the moment."""
         return True
+
+    def is_copy(self, m: Message) -> bool:
+        """Whether to count it as a copy of a request, which is no success or failure of the service."""
+        return False
 
     def over(self, serving: "Serving", status: int, reason: str) -> None:
         """The request has ended: record it."""
@@ -79,8 +89,11 @@ class Entry:
         if plan is not None:
             stats = plan.stats
             stats[""].active -= 1
-            slot = stats.get(endpoint.version if endpoint is not None else "")
-            (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s, grpc_status)
+            if m.forwarded and self.is_copy(m):
+                world.service_meters("in", plan.service).mirrored.inc(copy_result(status, reason))
+            else:
+                slot = stats.get(endpoint.version if endpoint is not None else "")
+                (stats[""] if slot is None else slot).record(m.method, status, reason, duration_s, grpc_status)
         else:
             world.unrouted[self.side].record(m.method, status, reason, duration_s, grpc_status)
         if world.access.enabled:
@@ -103,7 +116,7 @@ class Entry:
                 m.path or m.target,
                 status,
                 reason,
-                ex.attempt + 1 if ex is not None else 0,
+                _attempts(serving, ex) if ex is not None else 0,
                 duration_s,
                 serving.received_bytes,
                 serving.sent_bytes,
@@ -179,6 +192,8 @@ class Outbound(Entry):
             service = plans.outbound.get(m.host_key)
         if service is None:
             return world.unknown_host(serving, m)
+        if m.upgrade is not None:
+            serving.asked = (m.path, list(m.headers))  # a rewrite or a filter may change them; see `still_allows`
         if service.read is opaque:
             plan = service.table.find(m.method, m.path, m.headers, plans.own)
             if plan is None:
@@ -190,11 +205,9 @@ class Outbound(Entry):
             return None
         rewrite = plan.rewrite
         if rewrite is not None:
-            if rewrite.path is not None:
-                _, mark, query = m.path.partition(b"?")
-                m.path = rewrite.path.encode() + mark + query
+            m.path = rewrite.target(m.path)
             if rewrite.host is not None:
-                serving.host = rewrite.host.encode()
+                serving.host = rewrite.host
         return plan
 
     def exchange(self, serving: "Serving", plan: RoutePlan, subset: Subset | Aimed, m: Message, now: float) -> Exchange:
@@ -203,7 +216,11 @@ class Outbound(Entry):
         if trace is None:
             serving.trace = self.world.new_trace()
         else:
-            cap, inherited = self.world.memory.lookup(trace[3:35])
+            found = self.world.memory.lookup(trace[3:35])
+            serving.nested = found is not NOTHING
+            cap, inherited = found
+            if self.world.copies.traces:
+                self.world.copies.inherit(m, trace[3:35])
         return Exchange(
             plan,
             subset,
@@ -225,6 +242,8 @@ class Outbound(Entry):
             _tell_deadline(fields, ex.ends - self.world.reactor.now)
         if up.mesh:
             attempt = ex.inherited + ex.attempt
+            if serving.race is not None:
+                attempt += serving.race.sent
             fields.append(_ATTEMPTS[attempt] if attempt < ATTEMPT_MAX else _ATTEMPTS[ATTEMPT_MAX])
             left_s = ex.ends - self.world.reactor.now if ex.request_done else ex.total_s
             if left_s != OFF and not m.grpc:
@@ -243,6 +262,24 @@ class Outbound(Entry):
     def spent(self, serving: "Serving") -> None:
         if serving.trace is not None:
             self.world.memory.mark_exhausted(serving.trace[3:35])
+
+    def still_allows(self, serving: "Serving") -> bool:
+        """By the caller's half of the policy: a route that lets the upgrade through. A service that is no longer held
+        forbids nothing."""
+        plans, m = self.world.plans, serving.m
+        path, headers = serving.asked
+        service = plans.by_port.get(self.fixed) if self.fixed is not None else plans.outbound.get(m.host_key)
+        if service is None or not path:
+            return True
+        try:
+            path = service.read(path).forward
+        except BadPath:
+            return False
+        plan = service.table.find(m.method, path, headers, plans.own)
+        return plan is not None and m.upgrade in plan.upgrade and plan.respond is None and plan.redirect is None
+
+    def orphaned(self, serving: "Serving") -> bool:
+        return serving.nested and serving.trace is not None and serving.trace[3:35] not in self.world.memory
 
 
 class Inbound(Entry):
@@ -359,6 +396,8 @@ class Inbound(Entry):
             grpc=m.grpc,
         )
         serving.remembered = world.memory.enter(trace[3:35], ex.ends, m.attempt if self.peer else 0)
+        if m.forwarded and self.is_copy(m):
+            world.copies.arrived(m, trace[3:35])
         return ex
 
     def request_fields(self, serving: "Serving", up: "Up") -> list[Field]:
@@ -384,10 +423,29 @@ class Inbound(Entry):
                 return [_EXHAUSTED]
         return []
 
+    def is_copy(self, m: Message) -> bool:
+        return bool(self.peer) and marked(m)
+
     def over(self, serving: "Serving", status: int, reason: str) -> None:
         if serving.remembered is not None:
             self.world.memory.leave(serving.remembered)
+            if serving.m.forwarded and self.is_copy(serving.m) and serving.trace is not None:
+                self.world.copies.ended(serving.trace[3:35])
         super().over(serving, status, reason)
+
+
+def _attempts(serving: "Serving", ex: Exchange) -> int:
+    return ex.attempt + 1 + (serving.race.sent if serving.race is not None else 0)
+
+
+def marked(m: Message) -> bool:
+    """Whether a request is a copy that a mirror has sent, or works for one."""
+    return any(name == MIRROR_MARK for name, _ in m.forwarded)
+
+
+def copy_result(status: int, reason: str) -> str:
+    """How a copy is counted: by the class of its status, or by what went wrong."""
+    return f"{status // 100}xx" if reason == "ok" else reason
 
 
 def _tell_deadline(fields: list[Field], left_s: float) -> None:
@@ -397,4 +455,7 @@ def _tell_deadline(fields: list[Field], left_s: float) -> None:
 
 
 def _has_idempotency_key(m: Message) -> bool:
-    return any(name == b"idempotency-key" for name, _ in m.headers)
+    for name, _ in m.headers:  # noqa: SIM110 (a generator costs three times as much)
+        if name == b"idempotency-key":
+            return True
+    return False

@@ -103,7 +103,8 @@ class Http2Downstream:
             if codec.unfinished_head is not self.head_due:
                 self._watch_head()
             self._tell()
-        self.mark()
+        if codec.wants_to_send or codec.error is not None or self.waiting or not codec.streams:
+            self.mark()
 
     def drained(self) -> None:
         self.ch.resume()

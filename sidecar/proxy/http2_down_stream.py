@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sidecar.policy.outcome import Outcome
 from sidecar.wire.http1 import Message
 from sidecar.wire.http2 import ErrorCode, Fields, Stream
-from sidecar.wire.http2_heads import response_fields
+from sidecar.wire.http2_heads import announces_trailers, response_fields
 from sidecar.wire.websocket import KEY_BITS, WEBSOCKET, complete_request, without_handshake
 
 from . import answers
-from .channel import HIGH_BYTES, TIGHT_BYTES, share
+from .channel import HIGH_BYTES, TIGHT_BYTES, WIDE_BYTES_MAX, share
 from .serving import Serving
 from .stream_channel import StreamChannel
 from .timers import OFF, Timer
@@ -36,14 +36,18 @@ def _nothing() -> None:
 class DownStream:
     """One request on such a connection, as a Serving sees it. `stream` is the codec's half."""
 
-    __slots__ = ("conn", "ended_out", "flushing", "missing", "paused", "relayed", "rest", "serving", "stream", "timer")
+    __slots__ = (
+        "conn", "ended_out", "flushing", "held_bytes", "missing", "paused", "relayed", "released", "rest", "serving",
+        "stream", "timer", "wide_bytes",
+    )  # fmt: skip
 
     def __init__(self, conn: "Http2Downstream", stream: Stream) -> None:
         self.conn, self.stream = conn, stream
         stream.owner = self
         self.serving: Serving | None = None
         self.rest: Message | None = None  # what is still to come of the request
-        self.paused = False
+        self.paused = self.released = False
+        self.held_bytes = self.wide_bytes = 0  # came while it was paused; its window beyond the first one
         self.relayed = False  # the head of the answer has gone
         self.ended_out = False  # all of the answer has been given to the codec
         self.flushing = 0  # of an answer that is whole: bytes that waited, when last looked at; -1 awaits END_STREAM
@@ -86,12 +90,18 @@ class DownStream:
                     complete_request(m, conn.world.getrandbits(KEY_BITS))
             elif m.length is not None:
                 self.missing = m.length - sum(map(len, m.body))
+                m.chunked = announces_trailers(m)
+        elif m.trailers and m.length is not None:
+            m.chunked = True
         now = conn.world.reactor.now
         conn.streams[self] = None
         self.serving = serving = Serving(conn.world, conn.entry, self, m, now)
         serving.start(now)
-        if stream.unread_bytes and not self.paused and not m.extended:
-            conn.codec.consumed(stream)
+        if stream.unread_bytes and not m.extended:
+            if self.paused:
+                self._hold(stream.unread_bytes)
+            else:
+                conn.codec.consumed(stream)
 
     def refuse(self) -> None:
         """A head that could be read but is not served."""
@@ -121,11 +131,16 @@ class DownStream:
             self.release()
         elif serving is None:
             self._discard()
-        elif not self.paused and not serving.m.extended:
-            self._hand_on(serving)
+        elif not serving.m.extended:
+            if self.paused:
+                self._hold(stream.unread_bytes)
+            else:
+                self._hand_on(serving)
 
     def _hand_on(self, serving: Serving) -> None:
         rest, stream = self.rest, self.stream
+        if self.held_bytes:
+            self._hold(0)
         if rest is not None and (rest.body or rest.done):
             m = serving.m
             self.missing -= sum(map(len, rest.body))
@@ -137,8 +152,28 @@ class DownStream:
                 self.rest = None
             serving.request_body(m)
         if stream.unread_bytes and not self.paused:
-            self.conn.codec.consumed(stream)
-            self.conn.mark()
+            conn = self.conn
+            codec, unread = conn.codec, stream.unread_bytes
+            codec.consumed(stream)
+            if unread >= codec.limits.first_window_bytes >> 1 and not stream.ended:
+                self._widen()
+            conn.mark()
+
+    def _hold(self, size: int) -> None:
+        """So much of the request waits for who is to take it: part of what is held for all."""
+        self.conn.world.reactor.held_bytes += size - self.held_bytes
+        self.held_bytes = size
+
+    def _widen(self) -> None:
+        """A request whose content is taken as it comes gets a larger window, as long as all those together are small:
+        nobody knows yet whether it will be taken to its end."""
+        conn = self.conn
+        reactor, limits = conn.world.reactor, conn.codec.limits
+        more = limits.window_bytes - limits.first_window_bytes
+        if not self.wide_bytes and reactor.held_bytes < TIGHT_BYTES and reactor.wide_bytes + more <= WIDE_BYTES_MAX:
+            self.wide_bytes = more
+            reactor.wide_bytes += more
+            conn.codec.widen(self.stream)
 
     def flushed(self) -> None:
         """The connection has sent what it may."""
@@ -187,20 +222,28 @@ class DownStream:
         conn.waiting.pop(self, None)
         if stream.owner is self:
             stream.owner = None  # else only the collector would free the two, and the whole connection with them
-        timer = self.timer
-        timer.off()
-        if timer.fire == self._due:  # else it is not ours any more
-            timer.fire = _nothing
-            if conn.ch.open:
+        if self.held_bytes:
+            self._hold(0)
+        if self.wide_bytes:
+            conn.world.reactor.wide_bytes -= self.wide_bytes
+            self.wide_bytes = 0
+        if not self.released:  # else the timer is not ours any more
+            self.released = True
+            timer = self.timer
+            timer.due = OFF
+            if conn.ch.open and timer.fire is not None:
+                timer.fire = _nothing
                 conn.spare.append(timer)
             else:
                 timer.close()
 
     def _discard(self) -> None:
         stream = self.stream
-        if stream.m is not None:
+        if stream.m is not None and stream.m.body:
             self.missing -= sum(map(len, stream.m.body))
             stream.m.body.clear()
+        if self.held_bytes:
+            self._hold(0)
         if stream.unread_bytes:
             self.conn.codec.consumed(stream)
             self.conn.mark()
@@ -242,7 +285,8 @@ class DownStream:
 
     def relay_head(self, request: Message, m: Message, data: bytes, extra: Fields) -> None:
         """The head of an upstream's response, with what there is of its body."""
-        codec, stream = self.conn.codec, self.stream
+        conn, stream = self.conn, self.stream
+        codec = conn.codec
         fields = response_fields(m, extra)
         self.relayed = True
         if request.method == b"HEAD" or m.status in (204, 304) or (m.done and not data and not m.trailers):
@@ -252,11 +296,12 @@ class DownStream:
             codec.respond(stream, fields, False)
             if m.done:
                 self.relay_end(m, data)
-            elif data and not self.relay_body(data):
+                return
+            if data and not self.relay_body(data):
                 serving = self.serving
                 if serving is not None and serving.up is not None:
                     serving.up.pause()
-        self.conn.mark()
+        conn.mark()
 
     def relay_body(self, data: bytes) -> bool:
         """More of the body. False: stop the source until drained."""
@@ -282,15 +327,17 @@ class DownStream:
         if self.ended_out:
             return
         self.ended_out = True
-        codec, stream = self.conn.codec, self.stream
+        conn, stream = self.conn, self.stream
+        codec = conn.codec
         if m.trailers:
             if data:
                 codec.send(stream, data)
             codec.trail(stream, m.trailers)
         else:
             codec.send(stream, data, True)
-        self.conn.hold(len(data))
-        self.conn.mark()
+        if data:
+            conn.hold(len(data))
+        conn.mark()
 
     def answer(self, request: Message, status: int, headers: Any, body: bytes, reason: bytes | None) -> None:
         """A response of the sidecar's own."""
@@ -312,8 +359,9 @@ class DownStream:
     def _finish(self) -> None:
         conn = self.conn
         conn.streams.pop(self, None)
-        self.timer.off()
-        self._discard()
+        self.timer.due = OFF
+        if self.stream.unread_bytes or self.rest is not None:
+            self._discard()
         conn.waiting[self] = None  # until all of it has left
         conn.mark()
 

@@ -94,7 +94,9 @@ class Http2Upstream:
     def lends(self, fresh: bool) -> bool:
         """Whether a request may have a stream now. `fresh`: it was lost with a connection that its server may have
         closed for idleness, so it takes none that could suffer the same."""
-        return not self.doubtful and self.codec.room > 0 and not (fresh and self.used and not self.active)
+        if self.doubtful or (fresh and self.used and not self.active):
+            return False
+        return self.codec.room > 0
 
     def stream(self) -> "UpStream":
         """A stream for one request, not open yet."""
@@ -112,7 +114,7 @@ class Http2Upstream:
             self._widen()
         if not self.active:
             self.idle_since = self.world.reactor.now
-        self.mark()
+        self.nudge()
 
     def count(self, more_bytes: int) -> None:
         """What waits in the codec is part of what waits on all connections."""
@@ -192,6 +194,21 @@ class Http2Upstream:
             self._dirty = True
             self.world.reactor.soon.append(self._flush)
 
+    def nudge(self) -> None:
+        """The same where most often it has not, and nobody waits for what a flush would tell."""
+        if self._dirty:
+            return
+        muxes = self.endpoint.muxes
+        if (
+            self.codec.wants_to_send
+            or self.waiting
+            or self.retired
+            or self.codec.error is not None
+            or self.cluster.waiters
+            or (muxes is not None and muxes.waiting)
+        ):
+            self.mark()
+
     def _flush(self) -> None:
         self._dirty = False
         if self.gone:
@@ -246,7 +263,7 @@ class Http2Upstream:
             return
         if codec.closing:
             self.retire()
-        self.mark()
+        self.nudge()
 
     def _tell(self) -> None:
         for stream in self.codec.take_news():

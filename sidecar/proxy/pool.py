@@ -62,7 +62,7 @@ class Pool:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.streams = Streams(self)
-        self.multiplex_from: float = MULTIPLEX_FROM
+        self.multiplex_from = float(MULTIPLEX_FROM)
 
     def take(self, endpoint: Endpoint, serving: "Serving", ex: Exchange) -> Up | None:
         """A connection or a stream at once; otherwise None, and `serving.connected`, `connect_failed` or `overflow`
@@ -108,8 +108,10 @@ class Pool:
                 up: Upstream = idle.pop()
                 if self.world.reactor.now - up.idle_since > ex.cluster.pool_idle_s:
                     up.discard()
-                elif (not ex.safe or serving.unsent) and up.ch.unread():
-                    up.discard()  # what cannot be sent twice: look before we leap
+                elif (not up.mesh or not ex.safe or serving.unsent) and up.ch.unread():
+                    # What cannot be sent twice: look before we leap. And an application may have sent what nobody asked
+                    # for, which would be taken for the answer.
+                    up.discard()
                 else:
                     return up
         return None
@@ -194,8 +196,9 @@ class Pool:
 
     def busy(self) -> list[Up]:
         """The connections and streams that are lent out."""
-        servings = (serving for down in self.world.downstreams for serving in down.servings())
-        return [serving.up for serving in servings if serving.up is not None]
+        servings = [serving for down in self.world.downstreams for serving in down.servings()]
+        servings += [s.race.rival for s in servings if s.race is not None and s.race.rival is not None]
+        return [serving.up for serving in (*servings, *self.world.copies.servings) if serving.up is not None]
 
     def end_banned(self, banned: Callable[[Channel], bool]) -> list[Up]:
         """Close the idle connections to whom we no longer speak; returns the busy ones, which close after the answer
@@ -250,7 +253,7 @@ class Pool:
 
     def _hand_over(self, up: Upstream, serving: "Serving", ex: Exchange) -> None:
         wanted = serving.connecting and serving.ex is ex and not serving.over and ex.endpoint is up.endpoint
-        if wanted and not ex.safe and up.ch.unread():
+        if wanted and (not up.mesh or not ex.safe) and up.ch.unread():
             up.discard()  # as in `take`
         if wanted and up.ch.open:
             serving.connected(up)
@@ -318,8 +321,8 @@ class Pool:
         except trio.Cancelled:
             cluster.connections -= 1
             raise
-        except Exception as exc:  # a bug, or an address that TLS cannot ask for: this connection's end, not ours
-            detail = f"{type(exc).__name__}: {exc}"
+        except Exception as bug:  # or an address that TLS cannot ask for: this connection's end, not ours
+            detail = f"{type(bug).__name__}: {bug}"
             world.reactor.call(self._failed, cluster, endpoint, dials, serving, detail)
             return
         up = Upstream(self, cluster, endpoint)

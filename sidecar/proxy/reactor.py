@@ -61,6 +61,7 @@ class Reactor:
         self.soon: list[Callable[[], object]] = []
         self.doomed: list[Closable] = []
         self.held_bytes = 0  # what waits to be written, on all connections; theirs to count
+        self.wide_bytes = 0  # receive windows of HTTP/2 requests beyond their first ones; likewise
         self.errands = 0  # tasks under way that connections wait for: dialling, handshakes, asynchronous filters
         self.crashes = 0
         self.on_crash: Callable[[Exception], object] = _ignore

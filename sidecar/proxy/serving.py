@@ -14,15 +14,19 @@ from sidecar.policy.cluster import Aimed, Cluster, RoutePlan, Subset
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import ANSWER, CUT, OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure, Outcome
+from sidecar.policy.overload import Ticket
 from sidecar.policy.replay import ReplayBuffer
 from sidecar.wire.grpc import read_pushback_ms, read_status
 from sidecar.wire.http1 import Message, ProtocolError
 
-from . import answers
+from . import answers, overload
+from .channel import TIGHT_BYTES
 from .filtering import FAILED, PENDING
 
 if TYPE_CHECKING:
     from .entries import Entry
+    from .hedge import Race
+    from .mirror import Copy
     from .pool import Up
     from .world import World
 
@@ -39,6 +43,7 @@ class Serving:
         "caller_rule",
         "connecting",
         "continued",
+        "copy",
         "cut_code",
         "down",
         "endpoint",
@@ -50,9 +55,11 @@ class Serving:
         "held",
         "host",
         "m",
+        "nested",
         "over",
         "pinned",
         "plan",
+        "race",
         "reason",
         "received_bytes",
         "remembered",
@@ -63,6 +70,7 @@ class Serving:
         "set_cookie",
         "started",
         "subset",
+        "ticket",
         "timer",
         "trace",
         "unsent",
@@ -92,8 +100,12 @@ class Serving:
         self.replay: ReplayBuffer | None = None  # body bytes that were sent and may be sent again
         self.unsent_bytes = self.received_bytes = self.sent_bytes = 0
         self.connecting = self.continued = self.over = self.waiting_filter = False
+        self.nested = False  # it was made for an inbound request in flight
         self.cut_code = 0  # of HTTP/2: what a gRPC caller is told if its answer is cut
         self.remembered: Any = None
+        self.copy: Copy | None = None  # what a mirror is to get, while the body comes
+        self.ticket: Ticket | None = None  # of the gate before the own application
+        self.race: Race | None = None  # of two attempts at a time, where the route hedges
         self.body_ends = 0.0  # 0: the body under way has not begun
         self.reason = ""
         self.caller_rule: str = ""
@@ -115,6 +127,7 @@ class Serving:
             reply = chain.request(self)
             if reply is PENDING:
                 self.waiting_filter = True
+                self.timer.set(self._ends(plan))
                 if not self.m.done:
                     self.down.pause()  # else it reads on, to hear of a caller that leaves
                 return
@@ -122,6 +135,14 @@ class Serving:
                 self._replied(reply)
                 return
         self._begin(now)
+
+    def _ends(self, plan: RoutePlan) -> float:
+        """When the total time of a request is over that has not been sent yet: what filters take is part of it."""
+        m, timeouts = self.m, plan.timeouts
+        total_s = timeouts.of_grpc_s if m.grpc else timeouts.total_s
+        if m.deadline_ms is not None:
+            total_s = min(total_s, m.deadline_ms / 1000)
+        return self.started + total_s
 
     def park(self) -> None:
         """The service that is asked for must be fetched first."""
@@ -158,6 +179,12 @@ class Serving:
             self.down.resume()
         self._begin(self.world.reactor.now)
 
+    def let_in(self) -> None:
+        """The gate before the application lets the request through, after a wait."""
+        if not self.m.done:
+            self.down.resume()
+        self._begin(self.world.reactor.now)
+
     def _replied(self, reply: Any) -> None:
         """A filter answers in the application's place, or has failed."""
         self.drop_upstream()
@@ -173,14 +200,17 @@ class Serving:
         plan, m = self.plan, self.m
         assert plan is not None
         if plan.respond is not None:
-            self.answer_with(plan.respond.status, (), plan.respond.body.encode(), "responded")
+            self.answer_with(plan.respond.status, plan.respond_fields, plan.respond.body.encode(), "responded")
             return
         if plan.redirect is not None:
-            location = answers.location(plan.redirect.to, m)
-            self.answer_with(plan.redirect.status, ((b"location", location),), b"", "responded")
+            location = plan.redirect.location(m.path, m.host or self.host)
+            fields = ((b"location", location), *plan.redirect.fields)
+            self.answer_with(plan.redirect.status, fields, b"", "responded")
             return
         if m.extended and self.upgrade_token() is None:
             self.refuse(Outcome.NOT_IMPLEMENTED, "this route allows no such upgrade")
+            return
+        if plan.gate is not None and self.ticket is None and not overload.enter(self, plan.gate, now):
             return
         subset = plan.subset
         if subset is None or plan.sticky is not None:
@@ -188,6 +218,7 @@ class Serving:
         self.subset = subset
         if plan.body_hooks:
             plan.filters.reframe_request(m)
+        data = b""
         if not m.done or m.body:
             data = self._request_data(m)
             if self.over:
@@ -204,6 +235,8 @@ class Serving:
         if not m.done:
             ex.request_done = False
         self.drive(ex.begin(now))
+        if plan.mirror is not None and not self.over:
+            self.copy = self.world.copies.begin(self, plan.mirror, data)
 
     def _choose(self, plan: RoutePlan) -> Subset:
         """By the cookie if it is ours and what it names still serves; else by weight."""
@@ -240,6 +273,8 @@ class Serving:
         data = self._request_data(m)
         if self.over:
             return
+        if self.copy is not None:
+            self.copy.add(data, m)
         up = self.up
         if up is None:
             if data:
@@ -249,6 +284,8 @@ class Serving:
                     self.down.pause()  # until connected
             if m.done:
                 ex.request_done = True
+                if self.race is not None:
+                    self.race.arm()
             return
         if data and not ex.begun:
             self._remember(data, ex)
@@ -256,6 +293,10 @@ class Serving:
             self.down.pause()
         if m.done and not ex.request_done:
             ex.request_end(self.world.reactor.now)
+            if self.race is not None:
+                self.race.arm()
+            if self.ticket is not None:
+                overload.whole(self, self.world.reactor.now)
             if self.remembered is not None and not ex.begun and not m.grpc:
                 self.remembered.deadline = ex.ends
         self._arm()
@@ -277,6 +318,8 @@ class Serving:
         replay = self.replay
         if replay is None:
             self.replay = replay = self.world.replay.buffer()
+        if self.world.reactor.held_bytes >= TIGHT_BYTES:
+            replay.release()  # memory is short: what others wait for is worth more than a retry
         if ex.replayable and not replay.add(data):
             ex.replayable = False
 
@@ -297,6 +340,8 @@ class Serving:
             endpoint = ex.endpoint
             assert endpoint is not None
             self.endpoint = endpoint
+            if ex.plan.hedge_s:
+                self.world.hedges.arm(self, ex)
             up = self.world.pool.take(endpoint, self, ex)
             if up is not None:
                 self._attach(up)
@@ -325,6 +370,8 @@ class Serving:
         assert self.connecting and not self.over and ex is not None
         self.connecting = False
         self.world.note_connect_failure(self, detail)
+        if self.race is not None and self.race.survives(Failure.CONNECT):
+            return
         self.drive(ex.failed(Failure.CONNECT, self.world.reactor.now))
 
     def overflow(self, cluster: Cluster) -> None:
@@ -332,6 +379,8 @@ class Serving:
         ex = self.ex
         assert ex is not None
         cluster.overflows += 1
+        if self.race is not None and self.race.survives(Failure.REFUSED):
+            return
         self.drive(ex.refused(Outcome.OVERFLOW, self.world.reactor.now))
 
     def _attach(self, up: "Up") -> None:
@@ -368,6 +417,8 @@ class Serving:
         if up is not None and self.m.grpc:
             self.cut_code = up.error_code
         self.drop_upstream()
+        if self.race is not None and self.race.survives(failure, reused):
+            return
         if ex is not None and not self.over:
             self.drive(ex.failed(failure, self.world.reactor.now, reused))
 
@@ -400,12 +451,18 @@ class Serving:
         """The timer fired."""
         ex = self.ex
         if ex is None or self.over:
+            if self.ticket is not None:
+                overload.late(self)
+            elif self.filter_scope is not None and not self.over:
+                self.refuse(Outcome.TIMEOUT_TOTAL)
             return
         now = self.world.reactor.now
         if self.held is not None and self.up is not None and not ex.begun:
             self._response_head(self.held, ex, self.up)  # no status has followed: on with the head
         elif now >= ex.due:
             self.drop_upstream()
+            if self.race is not None and now < ex.ends and self.race.survives(None):
+                return
             self.drive(ex.deadline(now))
         else:
             self.drop_upstream()
@@ -444,6 +501,10 @@ class Serving:
 
     def _response_head(self, m: Message, ex: Exchange, up: "Up") -> None:
         now = self.world.reactor.now
+        if self.ticket is not None:
+            overload.answered(self, m, now)
+        if self.race is not None and self.race.decides(m, up):
+            return
         mesh = up.mesh
         reason = m.reason.decode() if m.reason and mesh else None
         if m.status == 101:
@@ -537,7 +598,7 @@ class Serving:
         if m.done:
             self._finish(ex, m)
         else:
-            endless = ex.plan.timeouts.body_s != OFF and _is_event_stream(m)
+            endless = ex.plan.timeouts.body_s != OFF and overload.is_event_stream(m)
             self.body_ends = OFF if endless else 0.0
             self._arm()
 
@@ -600,7 +661,7 @@ class Serving:
         if fallback is not None and fallback.respond is not None and outcome in answers.NOTHING_SERVES:
             respond = fallback.respond
             status, body = respond.status, respond.body.encode()
-            fields: Any = ()
+            fields: Any = (answers.PLAIN_TEXT,) if body else ()
             if self.m.grpc:
                 self.grpc_status = answers.grpc_status(status, None)
                 fields, body, status = answers.grpc_answer(status, (), body, None), b"", 200
@@ -616,6 +677,8 @@ class Serving:
             headers: Any = answers.grpc_fields(outcome.grpc, message or answers.MESSAGES.get(outcome, ""))
         else:
             body, headers = answers.body_of(outcome, message, self.request_id())
+            if self.ticket is not None and outcome is Outcome.OVERFLOW:
+                headers = (*headers, overload.RETRY_AFTER)
         self._over(status, outcome.reason)
         self.down.answer(self.m, status, headers, body, outcome.reason.encode())
         self.down.served(self)
@@ -672,6 +735,8 @@ class Serving:
         assert not self.over
         self.over = True
         self.timer.off()
+        if self.ticket is not None:
+            overload.left(self)
         if self.m.grpc and self.grpc_status is None:
             self.grpc_status = answers.grpc_status(status, reason)
         if self.filter_scope is not None:
@@ -680,12 +745,11 @@ class Serving:
             self.plan.filters.active -= 1
         if self.replay is not None:
             self.forget_body()
+        if self.copy is not None:
+            self.copy.drop()
+        if self.race is not None:
+            self.race.over()
         self.entry.over(self, status, reason)
-
-
-def _is_event_stream(m: Message) -> bool:
-    """Server-sent events have no end."""
-    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in m.headers)
 
 
 def _cookies(m: Message) -> bytes:

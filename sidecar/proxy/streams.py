@@ -168,12 +168,12 @@ class Streams:
         except trio.Cancelled:
             cluster.connections -= 1
             raise
-        except OtherProtocol as exc:
-            refused, detail = True, str(exc)
+        except OtherProtocol as other:
+            refused, detail = True, str(other)
         except (DialError, trio.TooSlowError) as exc:
             detail = str(exc) or f"no connection within {timeout_s:g} s"
-        except Exception as exc:  # a bug, or an address that TLS cannot ask for: this connection's end, not ours
-            detail = f"{type(exc).__name__}: {exc}"
+        except Exception as bug:  # or an address that TLS cannot ask for: this connection's end, not ours
+            detail = f"{type(bug).__name__}: {bug}"
         else:
             conn = Http2Upstream(self, cluster, endpoint)
             world.reactor.call(conn.begin, dialled.sock, dialled.peer, dialled.fingerprint, until)

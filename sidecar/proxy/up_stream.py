@@ -13,7 +13,7 @@ from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.outcome import Failure
 from sidecar.wire.http1 import Message, ProtocolError
 from sidecar.wire.http2 import ErrorCode, Http2Error, Stream, name_of
-from sidecar.wire.http2_heads import connect_fields, request_fields
+from sidecar.wire.http2_heads import announces_trailers, connect_fields, request_fields
 from sidecar.wire.websocket import complete_response, without_handshake
 
 from .channel import HIGH_BYTES, LOW_BYTES, TIGHT_BYTES, Channel, share
@@ -31,6 +31,10 @@ def connects(m: Message) -> bool:
     """Whether an upgrade can be an extended CONNECT, which has no other method and no content: what followed would be
     the tunnel's. Another one is sent as if it did not ask (RFC 9110, section 7.8: a server may ignore it)."""
     return m.method == b"GET" and not m.chunked and not m.length
+
+
+def _has_content(stream: Stream, head: Message) -> bool:
+    return stream.method != b"HEAD" and head.status != 204 and head.status != 304
 
 
 class UpStream:
@@ -113,7 +117,7 @@ class UpStream:
         if m.done and m.trailers:
             codec.trail(stream, m.trailers)
         conn.mark()
-        return not body or self._room()
+        return m.done or not body or self._room()  # once it has all, nobody asks for room
 
     def _ask_to_switch(self, m: Message, protocol: bytes, host: bytes, extra: list[tuple[bytes, bytes]]) -> None:
         """An upgrade, as an extended CONNECT."""
@@ -250,13 +254,19 @@ class UpStream:
                 self.conn.hold(self, stream.unread_bytes)
                 return
             head = stream.m
+            if head is not None and head.length == 0 and not self.told and not head.done and _has_content(stream, head):
+                head = None  # over HTTP/1.1 it would be whole: content may yet come, which makes it malformed
             if head is not None and (not self.told or head.body or head.done):
                 if not self.told:
                     self.told = True
                     if self.switching:
                         self._switched(head)
-                    elif stream.method == b"HEAD" or head.status in (204, 304):
+                    elif not _has_content(stream, head):
                         head.done = True  # the caller has all of it, however late the server says so
+                    elif head.length is not None and not head.done:
+                        head.chunked = announces_trailers(head)
+                    elif head.trailers:
+                        head.chunked = True
                 serving.respond(head)
                 if self.serving is not serving:
                     return
@@ -265,7 +275,7 @@ class UpStream:
             return
         if stream.unread_bytes and not self.paused:  # also where all of it had gone on when it was paused
             self.conn.codec.consumed(stream)
-            self.conn.mark()
+            self.conn.nudge()
             if self.held_bytes:
                 self.conn.hold(self, 0)
         self._fail(serving)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 def begin_tunnel(world: "World", serving: "Serving", m: Message, ex: Exchange, up: "Up", now: float) -> None:
     """Join the two sides of an exchange whose upstream has switched protocols."""
     request = serving.m
+    if m.upgrade != request.upgrade:  # one was asked for, and the route allows no other (RFC 9110, section 7.8)
+        world.note_bad_response(serving, ProtocolError(502, "the server has switched to another protocol"))
+        serving.upstream_failed(Failure.BROKEN, False)
+        return
     if request.extended and request.upgrade == WEBSOCKET and not accepted(request, m):
         # The key is ours, so nobody else can notice (RFC 6455, section 4.1).
         world.note_bad_response(serving, ProtocolError(502, "the answer to the WebSocket key is missing or wrong"))

@@ -24,11 +24,13 @@ from sidecar.policy.outcome import Outcome
 from sidecar.policy.plan import ClusterState, Plans, PortPlan, TcpPlan
 from sidecar.policy.replay import ReplayPool
 from sidecar.telemetry.access_log import AccessLog
-from sidecar.telemetry.catalogue import CLUSTER_COUNTS, ENDPOINT_RESULTS, Meters, ServiceMeters
+from sidecar.telemetry.catalogue import CLUSTER_COUNTS, ENDPOINT_RESULTS, GATE_LEVELS, GATE_SHED, Meters, ServiceMeters
 from sidecar.telemetry.metrics import Registry
 from sidecar.wire.http1 import Message, ProtocolError
 
 from .connect import Dialled, Dialler
+from .hedge import Hedges
+from .mirror import Copies
 from .ondemand import MESH, OnDemand, service_named_by
 from .pool import Pool
 from .reactor import Reactor
@@ -121,6 +123,8 @@ class World:
         self.want: Callable[[str], Awaitable[None]] | None = None  # asks for a service that the plans do not hold
         self.ondemand = OnDemand(self)
         self.watch = Watch()
+        self.copies = Copies(self)  # of requests, on their way to where routes mirror them
+        self.hedges = Hedges(self)
 
     # -- identities and traces
 
@@ -187,6 +191,9 @@ class World:
         for tunnel, allowed in list(self.tunnels.items()):
             if allowed is not None and not allowed():
                 tunnel.close()
+
+    def woken(self) -> None:
+        """Whoever a new policy has called up goes on: what stands in the reactor's `soon` runs after this."""
 
     def distrust(self) -> None:
         """A root has left the bundle: connections end, idle ones now, busy ones with their answer, all within 5 s."""
@@ -338,6 +345,18 @@ class World:
                 for (side, service, port), cluster in self.state.clusters.items()
             ]
 
+        def per_gate(attribute: str) -> Callable[[], list[tuple[dict[str, str], float]]]:
+            return lambda: [
+                ({"service": service}, float(getattr(gate, attribute))) for service, gate in self.state.gates.items()
+            ]
+
+        def shed() -> list[tuple[dict[str, str], float]]:
+            return [
+                ({"service": service, "class": name}, float(count))
+                for service, gate in self.state.gates.items()
+                for name, count in gate.shed.items()
+            ]
+
         def results() -> list[tuple[dict[str, str], float]]:
             return [
                 (
@@ -363,7 +382,16 @@ class World:
         registry.gauge("pillion_requests_active", "Requests in flight by service.", per_cluster("active"))
         registry.gauge("pillion_panic", "Whether health is not asked: too few are healthy.", per_cluster("panic"))
         registry.gauge("pillion_outlier_ejected", "Endpoints left out as outliers now.", per_cluster("ejected"))
+        for attribute, name, text in GATE_LEVELS:
+            registry.gauge(name, text, per_gate(attribute))
+        registry.reading_counter(*GATE_SHED, shed)
         registry.gauge("pillion_upstream_connections", "Open upstream connections.", per_cluster("connections"))
+        reactor = self.reactor
+        registry.gauge(
+            "pillion_held_bytes",
+            "Bytes of bodies that wait for somebody to take them.",
+            lambda: float(reactor.held_bytes),
+        )
         self.reactor.on_lag = self.meters.reactor_lag.observe
 
     def service_meters(self, side: str, service: str) -> ServiceMeters:

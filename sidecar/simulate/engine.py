@@ -8,15 +8,18 @@ does nothing.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from sidecar.model.snapshot import Snapshot
 from sidecar.policy.cluster import Aimed, Cluster, RoutePlan, Subset
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.exchange import OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure, Outcome
+from sidecar.policy.overload import RUNS, SHED, WAITS, Gate
 
 from .agenda import Agenda
 from .chance import source
+from .hedges import Hedges
 from .life import Ask, Attempt, Call
 from .loads import Source
 from .record import Change, is_good
@@ -25,7 +28,7 @@ from .server import Server
 from .sidecars import Sidecar, key_of
 from .stage import Stage
 
-NOTHING_SERVES = (Outcome.CIRCUIT_OPEN, Outcome.NO_HEALTHY_ENDPOINT)
+NOTHING_SERVES = (Outcome.CIRCUIT_OPEN, Outcome.NO_HEALTHY_ENDPOINT, Outcome.OVERFLOW)
 
 
 class Engine:
@@ -43,7 +46,8 @@ class Engine:
         self._policy_draw = source(seed, "policy").random
         self.stage = Stage(scenario, snapshot, models, self._on_breaker, buckets)
         self.agenda = Agenda(scenario.duration_s, buckets, self.stage.on_bucket)
-        self._push = self.agenda.push
+        self._push = self.push = self.agenda.push
+        self._hedges = Hedges(self)
         self._sources = [
             Source(load, asks, index, seed, scenario.duration_s)
             for index, (load, asks) in enumerate(zip(scenario.load, self.stage.load_asks, strict=True))
@@ -157,14 +161,14 @@ class Engine:
         )
         do = ex.begin(now)
         if do is SEND:
-            self._send(call, ex, now)
+            self.send(call, ex, now)
         else:
             self._drive(call, ex, do, now)
 
     def _drive(self, call: Call, ex: Exchange, do: Do, now: float) -> None:
         """Obey the exchange."""
         if do is SEND:
-            self._send(call, ex, now)
+            self.send(call, ex, now)
         elif do is WAIT:
             call.serial += 1
             self._push(ex.due, self._due, call, call.serial)
@@ -192,10 +196,11 @@ class Engine:
         call.serial += 1
         call.over = True
         call.edge.cancel()
+        self._hedges.cancelled(call, now)
         if call.ex is not None:
             call.ex.caller_gone(now)
         if call.attempt is not None:
-            self._abandon(call.attempt, call, now)
+            self.abandon(call.attempt, call, now)
 
     def _due(self, call: Call, serial: int, now: float) -> None:
         """The timer of a step that may be over."""
@@ -204,13 +209,16 @@ class Engine:
         ex = call.ex
         assert ex is not None
         if call.attempt is not None:
-            self._abandon(call.attempt, call, now)
-        self._drive(call, ex, ex.deadline(now), now)
+            self.abandon(call.attempt, call, now)
+        if call.other is None or not self._hedges.failed(call, None, False, now):
+            self._drive(call, ex, ex.deadline(now), now)
 
     # -- attempts
 
-    def _send(self, call: Call, ex: Exchange, now: float) -> None:
+    def send(self, call: Call, ex: Exchange, now: float) -> None:
         call.serial += 1
+        if ex.plan.hedge_s:
+            self._hedges.arm(call, ex, now)
         endpoint = ex.endpoint
         assert endpoint is not None
         server = self.stage.servers[endpoint.key]
@@ -236,6 +244,44 @@ class Engine:
                     attempt.retry_after_s = max(1, math.ceil(verdict.retry_after_s - 1e-6))
                     self._refuse(attempt, now)
                     return
+        if server.gate is not None:
+            self._queue_up(attempt, server.gate, call, ex, now)
+        else:
+            self._enter(attempt, server, now)
+
+    def _queue_up(self, attempt: Attempt, gate: Gate, call: Call, ex: Exchange, now: float) -> None:
+        """The callee's sidecar lets so many through at a time."""
+        rank = gate.class_of(call.sidecar.service, call.ask.headers)
+        ticket = gate.arrive(rank, attempt.ends, now, partial(self._called_up, attempt))
+        attempt.gate, attempt.ticket = gate, ticket
+        if ticket.at is not WAITS:
+            self._let_in(attempt, None, now)
+            return
+        self._push(ticket.until, self._waited, attempt, None)
+        if ex.due < OFF:
+            self._push(ex.due, self._due, call, call.serial)
+
+    def _called_up(self, attempt: Attempt) -> None:
+        self._push(self.agenda.now, self._let_in, attempt, None)
+
+    def _waited(self, attempt: Attempt, _: None, now: float) -> None:
+        assert attempt.gate is not None and attempt.ticket is not None
+        attempt.gate.expire(attempt.ticket, now)
+
+    def _let_in(self, attempt: Attempt, _: None, now: float) -> None:
+        ticket = attempt.ticket
+        assert ticket is not None
+        if ticket.at is RUNS:
+            self._enter(attempt, attempt.server, now)
+        elif ticket.at is SHED and attempt.call is not None:
+            attempt.status, attempt.reason = Outcome.OVERFLOW.status, Outcome.OVERFLOW.reason
+            self._refuse(attempt, now)
+
+    def _enter(self, attempt: Attempt, server: Server, now: float) -> None:
+        """The application takes the request, if it has room."""
+        call = attempt.call
+        assert call is not None and call.ex is not None
+        ex = call.ex
         if server.busy < server.concurrency:
             self._work(attempt, server, now)
         elif len(server.queue) < server.queue_max:
@@ -245,6 +291,7 @@ class Engine:
         else:
             server.refusals += 1
             attempt.status = server.full_status
+            self._give_back(attempt, now)
             self._refuse(attempt, now)
 
     def _refuse(self, attempt: Attempt, now: float) -> None:
@@ -263,19 +310,20 @@ class Engine:
         refused = attempt.server.down is Down.REFUSED
         at_s = now + (self._network_s if refused else ex.plan.timeouts.connect_s)
         if at_s < ex.due:
-            self._push(at_s, self._no_connection, call, call.serial)
+            self._push(at_s, self._no_connection, attempt, None)
         else:
             self._push(ex.due, self._due, call, call.serial)
 
-    def _no_connection(self, call: Call, serial: int, now: float) -> None:
-        if call.serial == serial:
-            self._failed(call, Failure.CONNECT, False, now)
+    def _no_connection(self, attempt: Attempt, _: None, now: float) -> None:
+        if attempt.call is not None:
+            self._failed(attempt.call, Failure.CONNECT, False, now)
 
     def _failed(self, call: Call, failure: Failure, reused: bool, now: float) -> None:
         ex, attempt = call.ex, call.attempt
         assert ex is not None and attempt is not None
         call.attempt = attempt.call = None
-        self._drive(call, ex, ex.failed(failure, now, reused), now)
+        if call.other is None or not self._hedges.failed(call, failure, reused, now):
+            self._drive(call, ex, ex.failed(failure, now, reused), now)
 
     def _work(self, attempt: Attempt, server: Server, now: float) -> None:
         """The application begins. The caller's timer is set only where it may be needed."""
@@ -343,6 +391,8 @@ class Engine:
 
     def _done(self, attempt: Attempt, server: Server, now: float) -> None:
         """The application has answered."""
+        if attempt.ticket is not None and attempt.gate is not None:
+            attempt.gate.answered(attempt.ticket, is_good(attempt.status), False, now)
         self._free(attempt, server, now)
         if attempt.call is not None:
             if self._network_s:
@@ -354,11 +404,16 @@ class Engine:
         attempt.over = True
         attempt.working = False
         server.busy -= 1
+        self._give_back(attempt, now)
         if server.running is not None:
             del server.running[attempt]
         queue = server.queue
         while queue and server.busy < server.concurrency:
             self._work(queue.popleft(), server, now)
+
+    def _give_back(self, attempt: Attempt, now: float) -> None:
+        if attempt.ticket is not None and attempt.gate is not None:
+            attempt.gate.leave(attempt.ticket, now)
 
     def _reply(self, attempt: Attempt, _: None, now: float) -> None:
         """The caller's sidecar has the answer, unless it no longer waits for it."""
@@ -375,6 +430,12 @@ class Engine:
                 self._failed(call, Failure.RESET, False, now)
                 return
             status, attempt.reason = Outcome.UPSTREAM_RESET.status, Outcome.UPSTREAM_RESET.reason
+        if call.other is not None:
+            answering = self._hedges.answered(call, attempt, status, now)
+            if answering is None:
+                return
+            call, ex = answering, answering.ex
+            assert ex is not None
         call.attempt = attempt.call = None
         call.serial += 1
         if is_good(status):
@@ -392,19 +453,25 @@ class Engine:
         else:
             self._drive(call, ex, do, now)
 
-    def _abandon(self, attempt: Attempt, call: Call, now: float) -> None:
+    def watch(self, call: Call, due: float) -> None:
+        """The call's next deadline is another one."""
+        if due < OFF:
+            self._push(due, self._due, call, call.serial)
+
+    def abandon(self, attempt: Attempt, call: Call, now: float) -> None:
         """The caller's sidecar stops waiting. The application may not notice."""
         call.attempt = attempt.call = None
         server = attempt.server
         if attempt.over:
             return
+        self._give_back(attempt, now)  # the application may go on, but its sidecar sees it leave
         if attempt.working:
             if server.stops or attempt.status == HANG:
                 child = attempt.child
                 self._free(attempt, server, now)
                 if child is not None:
                     self._cancel(child, now)
-        elif server.stops:
+        elif server.stops and attempt in server.queue:
             attempt.over = True
             server.queue.remove(attempt)
 

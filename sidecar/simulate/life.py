@@ -7,6 +7,7 @@ forgotten at once.
 from typing import TYPE_CHECKING
 
 from sidecar.policy.exchange import Exchange
+from sidecar.policy.overload import Gate, Ticket
 
 from .scenario import Step
 
@@ -39,10 +40,11 @@ class Ask:
 
 class Call:
     """One request, as the sidecar of its caller sees it. `parent`: the attempt that it works for. `first`: nothing
-    above it is a retry. `serial` grows with every step, so that an older timer means nothing."""
+    above it is a retry. `serial` grows with every step, so that an older timer means nothing. `other`: the call that
+    it races with, one of which `is_hedge`; `hedged`: there has been one."""
 
-    __slots__ = ("ask", "attempt", "edge", "ex", "exhausted", "first", "over", "parent", "serial",
-                 "sidecar", "started")  # fmt: skip
+    __slots__ = ("ask", "attempt", "edge", "ex", "exhausted", "first", "hedged", "is_hedge", "other", "over", "parent",
+                 "serial", "sidecar", "started")  # fmt: skip
 
     def __init__(self, ask: Ask, sidecar: "Sidecar", parent: "Attempt | None", now: float) -> None:
         self.ask, self.sidecar, self.parent = ask, sidecar, parent
@@ -51,16 +53,17 @@ class Call:
         self.first = parent is None or parent.first
         self.ex: Exchange | None = None
         self.attempt: Attempt | None = None
+        self.other: Call | None = None
         self.serial = 0
-        self.exhausted = self.over = False
+        self.exhausted = self.over = self.hedged = self.is_hedge = False
 
 
 class Attempt:
     """One attempt, as its server sees it. `ends` and `number` are what the callee's sidecar remembers of it; `status`
     is what it will be answered; `child` the call that it waits for."""
 
-    __slots__ = ("call", "child", "ends", "exhausted", "first", "number", "over", "reason", "retry_after_s", "server",
-                 "status", "step", "working")  # fmt: skip
+    __slots__ = ("call", "child", "ends", "exhausted", "first", "gate", "number", "over", "reason", "retry_after_s",
+                 "server", "status", "step", "ticket", "working")  # fmt: skip
 
     def __init__(self, call: Call, server: "Server", ends: float, number: int, first: bool) -> None:
         self.call: Call | None = call
@@ -71,4 +74,6 @@ class Attempt:
         self.reason: str | None = None
         self.retry_after_s: float | None = None
         self.step = 0
+        self.gate: Gate | None = None  # where it has a ticket
+        self.ticket: Ticket | None = None
         self.exhausted = self.over = self.working = False

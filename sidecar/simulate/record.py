@@ -22,6 +22,7 @@ class Edge:
 
     __slots__ = (
         "attempts",
+        "beaten",
         "begun_s",
         "bucket_attempts",
         "bucket_ended",
@@ -33,6 +34,7 @@ class Edge:
         "first",
         "good",
         "good_attempts",
+        "hedges",
         "in_flight",
         "outcomes",
         "root",
@@ -46,6 +48,8 @@ class Edge:
         self.caller, self.to, self.root = caller, to, root
         self.begun_s, self.took_s, self.good = array("d"), array("d"), bytearray()
         self.started = self.first = self.attempts = self.good_attempts = self.in_flight = 0
+        self.beaten = 0  # attempts that another one has made needless
+        self.hedges: dict[str, int] = {}  # by what has become of them, or why there was none
         self.outcomes: dict[str, int] = {}
         self.statuses: dict[int, int] = {}
         self.bucket_started, self.bucket_ended, self.bucket_good, self.bucket_attempts, self.bucket_peak = (
@@ -82,6 +86,9 @@ class Edge:
         outcomes, statuses = self.outcomes, self.statuses
         outcomes[reason] = outcomes.get(reason, 0) + 1
         statuses[status] = statuses.get(status, 0) + 1
+
+    def hedged(self, result: str) -> None:
+        self.hedges[result] = self.hedges.get(result, 0) + 1
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""

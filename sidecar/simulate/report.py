@@ -6,6 +6,8 @@ Must not know how a result came about. Invariant: nothing in it depends on real 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sidecar.policy.hedging import NO_BUDGET, NO_ENDPOINT, OVERFLOW
+
 from .fields import AT_LEAST
 from .objectives import Verdict
 from .record import OUTLIERS, Change
@@ -14,6 +16,7 @@ from .scenario import Outage, Scenario
 
 BARS = "▁▂▃▄▅▆▇█"
 NOTHING = "·"
+NOT_SENT = (NO_BUDGET, NO_ENDPOINT, OVERFLOW)
 
 
 def seconds(value_s: float) -> str:
@@ -85,6 +88,9 @@ def _edges(result: Result) -> list[str]:
         for each in result.edges
     ]
     lines = table([head, *rows])
+    for each in result.edges:
+        if each.hedges:
+            lines.append(f"hedges of {each.name}: {', '.join(f'{word} {count}' for word, count in each.hedges)}")
     words = ", ".join(f"{name} {value:.2f}" for name, value in result.amplification.items())
     return [*lines, f"amplification: {words}"]
 
@@ -195,6 +201,9 @@ def comparison(results: Sequence[Result], verdicts: Sequence[Sequence[Verdict]])
             ("  refused by the budget", *(str(each.budget_refusals) for each in both)),
             ("  overflows", *(str(each.overflows) for each in both)),
         ]
+        if one.hedges or other.hedges:
+            sent = [sum(count for word, count in each.hedges if word not in NOT_SENT) for each in both]
+            rows.append(("  hedges", *map(str, sent)))
     for name in first.amplification:
         rows.append((f"amplification: {name}", *(f"{each.amplification[name]:.2f}" for each in results)))
     rows.append(("openings of breakers", *(str(each.openings) for each in results)))
@@ -253,6 +262,7 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "resends": each.resends,
                 "budget_refusals": each.budget_refusals,
                 "overflows": each.overflows,
+                "hedges": dict(each.hedges),
                 "unfinished": each.unfinished,
                 "outcomes": dict(each.outcomes),
                 "statuses": {str(status): count for status, count in each.statuses},

@@ -13,7 +13,8 @@ from .scenario import Scenario
 
 @dataclass(frozen=True, slots=True)
 class EdgeResult:
-    """`effective`: the share of requests that ended well; `actual`: of attempts. `unfinished`: still under way when
+    """`effective`: the share of requests that ended well; `actual`: of attempts, but for those that another one has
+    made needless. `hedges`: by what has become of them, or why there was none. `unfinished`: still under way when
     nothing could happen any more."""
 
     caller: str
@@ -29,6 +30,7 @@ class EdgeResult:
     resends: int
     budget_refusals: int
     overflows: int
+    hedges: tuple[tuple[str, int], ...]
     unfinished: int
     outcomes: tuple[tuple[str, int], ...]
     statuses: tuple[tuple[int, int], ...]
@@ -143,13 +145,14 @@ def _edge(engine: Engine, edge: Edge) -> EdgeResult:
         requests=edge.started,
         attempts=edge.attempts,
         effective=share(good, len(took)),
-        actual=share(edge.good_attempts, edge.attempts),
+        actual=share(edge.good_attempts, edge.attempts - edge.beaten),
         p50_s=percentile(took, 0.50),
         p99_s=percentile(took, 0.99),
         retries=sum(cluster.retries for cluster in clusters),
         resends=sum(cluster.resends for cluster in clusters),
         budget_refusals=sum(cluster.budget_exhausted for cluster in clusters),
         overflows=sum(cluster.overflows for cluster in clusters),
+        hedges=tuple(sorted(edge.hedges.items(), key=lambda item: (-item[1], item[0]))),
         unfinished=edge.in_flight,
         outcomes=tuple(sorted(edge.outcomes.items(), key=lambda item: (-item[1], item[0]))),
         statuses=tuple(sorted(edge.statuses.items())),
@@ -180,7 +183,7 @@ def _endpoints(engine: Engine, services: list[str], spans: Spans, ejected: Spans
                 service=service,
                 name=name,
                 attempts=server.attempts,
-                actual=share(server.good, server.attempts),
+                actual=share(server.good, server.attempts - server.beaten),
                 refusals=server.refusals,
                 openings=sum(change.state == "open" and change.endpoint == name for change in engine.changes),
                 open_shares=_shares(engine, _of(name, spans), callers),

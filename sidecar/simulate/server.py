@@ -13,6 +13,7 @@ from .scenario import Down, EndpointModel, Outage, ServiceModel
 
 if TYPE_CHECKING:
     from sidecar.policy.limits import Limiter
+    from sidecar.policy.overload import Gate
 
     from .life import Ask, Attempt
     from .sidecars import Sidecar
@@ -26,6 +27,7 @@ class Server:
 
     __slots__ = (
         "attempts",
+        "beaten",
         "born",
         "bucket_attempts",
         "busy",
@@ -35,6 +37,7 @@ class Server:
         "down",
         "failing",
         "full_status",
+        "gate",
         "good",
         "hits",
         "key",
@@ -74,11 +77,12 @@ class Server:
         self.busy = 0
         self.queue: deque[Attempt] = deque()
         self.running: dict[Attempt, None] | None = None
-        self.attempts = self.good = self.refusals = 0
+        self.attempts = self.good = self.beaten = self.refusals = 0
         self.bucket_attempts = [0] * (buckets + 1)
         self.sidecar: Sidecar | None = None  # None: it would decide nothing
         self.steps: list[Ask] = []  # the calls of one request, one after the other
         self.limits: dict[int, tuple[Limiter, str]] = {}  # the rate limits of its sidecar, by number of what is asked
+        self.gate: Gate | None = None  # of its sidecar, before the application
         self.hits: list[Outage] = []  # the outages in force, oldest first
 
     def work_s(self, now: float) -> float:

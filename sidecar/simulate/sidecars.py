@@ -15,6 +15,7 @@ from sidecar.policy.balancing import Balancing
 from sidecar.policy.cluster import Cluster, RoutePlan
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.limits import Limiter, make
+from sidecar.policy.overload import Gate
 from sidecar.policy.plan import ClusterState, PlanError, Surroundings, compile_plans
 
 from .life import Ask
@@ -28,8 +29,8 @@ ENDED = "gone: the caller has ended"
 class Sidecar:
     """`faults` by number of what is asked, where a route injects any; `limits` by number of what is asked of it."""
 
-    __slots__ = ("_asks", "_balancers", "_buckets", "_loader", "_on_breaker", "_served", "faults", "limits", "name",
-                 "past", "plans", "routes", "service", "state", "zone")  # fmt: skip
+    __slots__ = ("_asks", "_balancers", "_buckets", "_loader", "_on_breaker", "_served", "faults", "gate", "limits",
+                 "name", "past", "plans", "routes", "service", "state", "zone")  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Sidecar:
         self.routes: dict[int, RoutePlan | None] = {}
         self.faults: dict[int, Fault] = {}
         self.limits: dict[int, tuple[Limiter, str]] = {}
+        self.gate: Gate | None = None
 
     def apply(self, snapshot: Snapshot, now: float) -> None:
         """Serve by this policy. Raises PlanError."""
@@ -83,6 +85,7 @@ class Sidecar:
                 self._on_breaker(self, endpoint, GONE)
         self._find_routes(snapshot)
         self._find_limits(snapshot)
+        self.gate = self.state.gates.get(self.service)
 
     def _balancer(self, service: Service) -> Balancing:
         """The one that runs already, if it is named in the same way; else a new one."""

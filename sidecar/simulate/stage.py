@@ -90,9 +90,11 @@ class Stage:
     def _sidecar(self, endpoint: EndpointModel, service: str, on_breaker: OnBreaker) -> Sidecar | None:
         """None: it would decide nothing."""
         asks = [ask for ask in self._asks if ask.edge.caller == service]
-        routes = self.snapshot.services[service].routes
+        policy = self.snapshot.services[service]
+        routes = policy.routes
         served = [ask for ask in self._asks if ask.to == service] if any(r.rate_limit for r in routes) else []
-        return Sidecar(endpoint, service, asks, served, on_breaker, self._loader) if asks or served else None
+        decides = asks or served or policy.concurrency is not None
+        return Sidecar(endpoint, service, asks, served, on_breaker, self._loader) if decides else None
 
     def callers(self, service: str) -> list[Sidecar]:
         """The sidecars of a service whose applications are at work."""
@@ -126,6 +128,7 @@ class Stage:
             if server.sidecar is not None:
                 server.sidecar.apply(snapshot, now)
                 server.limits = server.sidecar.limits
+                server.gate = server.sidecar.gate
         self._count_live(now)
 
     def _count_live(self, now: float) -> None:

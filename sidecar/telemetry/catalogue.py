@@ -65,7 +65,7 @@ class SideMeters:
 ENDPOINT_RESULTS = "pillion_endpoint_attempts_total"
 
 CLUSTER_COUNTS = (
-    ("attempts", "pillion_attempts_total", "Attempts, each retry included."),
+    ("attempts", "pillion_attempts_total", "Attempts, each retry and hedge included."),
     ("retries", "pillion_retries_total", "Retries made."),
     ("resends", "pillion_resends_total", "Requests sent again because a reused connection had died."),
     ("cancelled", "pillion_cancelled_total", "Requests whose caller went away."),
@@ -83,6 +83,16 @@ CLUSTER_COUNTS = (
 """What a cluster counts by itself: attribute, name, help."""
 
 
+GATE_LEVELS = (
+    ("limit", "pillion_concurrency_limit", "Requests that the application may work on at a time now."),
+    ("in_flight", "pillion_concurrency_in_flight", "Requests that it works on, of those that the limit counts."),
+    ("waiting", "pillion_concurrency_queued", "Requests that wait before it."),
+)
+"""What the gate before the own application shows: attribute, name, help."""
+
+GATE_SHED = ("pillion_shed_total", "Requests refused to keep the application from overload, by class.")
+
+
 class ServiceMeters:
     """What one side counts of one service; belongs to the policy."""
 
@@ -91,6 +101,8 @@ class ServiceMeters:
         "denied",
         "filter_errors",
         "filter_overruns",
+        "hedges",
+        "mirrored",
         "rate_limited",
         "would_deny",
     )
@@ -106,6 +118,18 @@ class ServiceMeters:
             "pillion_balancer_errors_total", "Mistakes of a balancer that is not built in; one was picked by weight."
         )
         self.rate_limited = counter("pillion_rate_limited_total", "Requests refused by a rate limit.")
+        self.mirrored = counters(
+            "pillion_mirrored_requests_total",
+            "Copies of requests, sent by a mirror (out) or received (in), by the class of their status or what went "
+            "wrong.",
+            "result",
+        )
+        self.hedges = counters(
+            "pillion_hedges_total",
+            "Second attempts beside a slow one: won, lost, failed, cancelled, promoted (the first failed meanwhile); "
+            "or not made: no_budget, no_endpoint, overflow.",
+            "result",
+        )
         self.denied = counters(
             "pillion_authz_denied_total", "Requests and connections refused, by the rule that refused.", "rule"
         )
@@ -204,11 +228,13 @@ class Meters:
             "pillion_rate_limit_demand_ratio", "What is asked of this instance, as a part of the global limits.", demand
         )
 
-    def build_info(self, version: str, python: str, revision: Callable[[], str]) -> None:
-        """`revision` gives the revision of the policy in force."""
-        self._registry.level(
-            "pillion_build_info", "The running program; always 1.", version=version, python=python
-        ).value = 1
+    def build_info(self, version: Callable[[], str], python: str, revision: Callable[[], str]) -> None:
+        """`version` gives the program's, asked for by the scrape; `revision` that of the policy in force."""
+
+        def program() -> Iterable[tuple[dict[str, str], float]]:
+            return [({"version": version(), "python": python}, 1.0)]
+
+        self._registry.gauge("pillion_build_info", "The running program; always 1.", program)
 
         def read() -> Iterable[tuple[dict[str, str], float]]:
             return [({"revision": revision()}, 1.0)]

@@ -19,7 +19,7 @@ class Events:
         self._all: deque[tuple[float, str, str, str, str]] = deque(maxlen=EVENTS_MAX)
 
     def add(self, kind: str, service: str, endpoint: str, text: str) -> str:
-        """`kind`: breaker, outlier or panic; `endpoint` "": of the service as a whole. The same as one line."""
+        """`kind`: breaker, outlier, panic or overload; `endpoint` "": of the whole service. The same as one line."""
         at = self._epoch()
         self._all.append((at, kind, service, endpoint, text))
         return f"{_shown(at)} {kind} {text}"

@@ -11,7 +11,8 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from types import FunctionType, MethodType, ModuleType
+from dis import get_instructions
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, get_args
 
 from sidecar.api import BALANCER_HOOKS, AttemptResult, Balancer, ConfigError, Pick
@@ -62,6 +63,7 @@ def check_balancer(
         check.chance_is_an_argument()
         check.any_result_may_come()
         if cls.keyed:
+            check.hashes_are_stable()
             check.keys_stay(moved_max)
         if spread is not None:
             check.shares_are_fair(spread)
@@ -84,9 +86,13 @@ class _Check:
     def ask(self, pick: Pick, candidates: Sequence[Endpoint], key: int | None, now: float, rnd: Any) -> Endpoint:
         what = f"{len(candidates)} candidates and the key {key}"
         try:
+            before = [(each.active, each.weight) for each in candidates]
             picked = pick(candidates, key, now, rnd)
         except Exception as error:
             raise AssertionError(f"{self.name}.pick raised {error!r} for {what}") from error
+        assert before == [(each.active, each.weight) for each in candidates], (
+            f"{self.name}.pick writes to endpoints: only `memo` is the balancer's own, the rest is for all to read"
+        )
         assert picked is not None, f"{self.name}.pick gave None for {what}, all of them usable: nobody would serve"
         assert picked in candidates, (
             f"{self.name}.pick gave {picked!r} for {what}, and it is none of them: pick among `candidates`, which may "
@@ -187,6 +193,20 @@ class _Check:
         twice = self._homes(endpoints, keys)
         assert twice == before, f"{self.name} does not give keys back to an endpoint that returns"
 
+    def hashes_are_stable(self) -> None:
+        """Python's own hash of texts is another one in every process, and this is only one."""
+        functions = [
+            each for kind in self.cls.__mro__ for each in vars(kind).values() if isinstance(each, FunctionType)
+        ]
+        codes = [each.__code__ for each in functions if each.__globals__.get("hash", hash) is hash]
+        while codes:
+            code = codes.pop()
+            assert "hash" not in {each.argval for each in get_instructions(code) if each.opname == "LOAD_GLOBAL"}, (
+                f"{self.name}.{code.co_name} uses hash(), which differs between processes: one key would have another "
+                "home in each sidecar; use sidecar.api.stable_hash"
+            )
+            codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+
     def _homes(self, endpoints: Sequence[Endpoint], keys: Sequence[int]) -> dict[int, str]:
         everyone = tuple(endpoints)
         pick = self.make().arrange(everyone)
@@ -240,7 +260,7 @@ class _Check:
                 endpoint = self.ask(pick, endpoints, self.key_of(chance), now, chance.random)
                 balancer.began(endpoint, now)
                 balancer.ended(endpoint, "success", 0.01, now)
-            sizes.append(_reach(balancer))
+            sizes.append(_reach([balancer, *vars(self.cls).values()]))
         growth = sizes[-1] - sizes[_GENERATIONS // 4]
         assert growth <= _GROWTH_MAX, (
             f"{self.name} held {growth} objects more after {_GENERATIONS} changes of endpoints than before: keep what "
@@ -248,10 +268,10 @@ class _Check:
         )
 
 
-def _reach(root: object) -> int:
-    """How many objects can be reached from this one, code left aside."""
-    seen = {id(root)}
-    queue = [root]
+def _reach(roots: Sequence[object]) -> int:
+    """How many objects can be reached from these, code left aside."""
+    seen = set(map(id, roots))
+    queue = list(roots)
     while queue:
         each = queue.pop()
         if isinstance(each, FunctionType):

@@ -26,12 +26,12 @@ def is_grpc(content_type: bytes) -> bool:
     return content_type == b"application/grpc" or _is_grpc(content_type) is not None
 
 
-def read_timeout_ms(value: bytes) -> int | None:
-    """`grpc-timeout` in whole milliseconds, rounded up; None if it is malformed."""
+def read_timeout_ms(value: bytes) -> float | None:
+    """`grpc-timeout` in milliseconds, not rounded: neither cut to nothing nor made longer; None if it is malformed."""
     match = _match_timeout(value)
     if match is None:
         return None
-    return -(-int(match[1]) * _NS_OF[match[2]] // 1_000_000)
+    return int(match[1]) * _NS_OF[match[2]] / 1_000_000
 
 
 def read_status(value: bytes) -> int | None:
@@ -53,6 +53,8 @@ def read_pushback_ms(fields: Iterable[tuple[bytes, bytes]]) -> int | None:
 
 def write_timeout(left_s: float) -> bytes:
     """`grpc-timeout` for so many seconds, in the finest unit whose digits do; rounded down, never negative."""
+    if 0.1 <= left_s < 99.0:
+        return b"%du" % int(left_s * 1e6)
     left_ns = max(int(left_s * 1e9), 0)
     for unit, size_ns in _UNITS:
         amount = left_ns // size_ns

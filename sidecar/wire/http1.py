@@ -9,8 +9,8 @@ a driver reads before it pauses.
 """
 
 from collections import deque
-from collections.abc import Iterable
 
+from .http1_backlog import Backlog
 from .http1_chunks import Chunks
 from .http1_encode import STATUS_LINES, chunk, encode_request, encode_response, last_chunk
 from .http1_guard import (
@@ -185,7 +185,7 @@ class Requests(_Codec):
                 if len(self.messages) >= PIPELINED_MAX:
                     self._rest = data[pos:]
                     if type(self.messages) is deque:
-                        self.messages = _Backlog(self, self.messages)
+                        self.messages = Backlog(self.read_on, self.messages)
                     return
                 end = data.find(b"\r\n\r\n", pos, pos + self._bytes_max)
                 if end < 0:
@@ -243,22 +243,6 @@ class Requests(_Codec):
         self._behind = None
         self._fail(ProtocolError(400, "the connection has become a tunnel"))
         return rest
-
-
-class _Backlog(deque[Message]):
-    """The queue of a connection that pipelines a lot: parsed requests weigh some fifty times their bytes."""
-
-    __slots__ = ("_codec",)
-
-    def __init__(self, codec: Requests, messages: Iterable[Message]) -> None:
-        super().__init__(messages)
-        self._codec = codec
-
-    def popleft(self) -> Message:
-        m = super().popleft()
-        if not self:
-            self._codec.read_on()
-        return m
 
 
 class Responses(_Codec):

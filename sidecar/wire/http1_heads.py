@@ -22,6 +22,7 @@ from .http1_names import (
     CONNECTION,
     CONNECTIONS,
     CONTENT_LENGTH,
+    COOKIE,
     DEADLINE,
     EXPECT,
     FORWARDED,
@@ -45,8 +46,8 @@ is_traceparent = re.compile(
 ).fullmatch  # W3C Trace Context, section 3.2.2
 _is_reason = re.compile(rb"[a-z_]{1,40}").fullmatch
 _is_upgrade = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~/-]+").fullmatch
-_ATTEMPT_DIGITS_MAX = 3
-_DEADLINE_DIGITS_MAX = 9
+ATTEMPT_DIGITS_MAX = 3
+DEADLINE_DIGITS_MAX = 9
 
 
 def request_head(head: bytes, fields_max: int) -> Message:
@@ -133,6 +134,8 @@ def _read_fields(m: Message, lines: list[bytes], fields_max: int) -> dict[int, b
                     between = True
             elif kind == FORWARDED:
                 m.forwarded.append(field)
+            elif kind == COOKIE:
+                add_cookie(m.headers, field)
             elif kind == REFUSED:
                 raise ProtocolError(400, "framing field in an odd spelling")
     except ProtocolError as exc:
@@ -146,6 +149,15 @@ def _read_fields(m: Message, lines: list[bytes], fields_max: int) -> dict[int, b
     if between:
         read_specials(m, found)
     return found
+
+
+def add_cookie(headers: list[tuple[bytes, bytes]], field: tuple[bytes, bytes]) -> None:
+    """One field, as over HTTP/2 (RFC 9113, section 8.2.3): some applications join several by a comma, or take one."""
+    for at, (name, value) in enumerate(headers):
+        if name == b"cookie":
+            headers[at] = (name, value + b"; " + field[1])
+            return
+    headers.append(field)
 
 
 def _transfer_coding(m: Message, found: dict[int, bytes]) -> None:
@@ -195,11 +207,11 @@ def read_specials(m: Message, found: dict[int, bytes]) -> None:
         else:  # the state belongs to the parent that is gone
             m.headers[:] = [field for field in m.headers if field[0] != b"tracestate"]
     value = found.get(ATTEMPT)
-    if value is not None and value.isdigit() and len(value) <= _ATTEMPT_DIGITS_MAX:
+    if value is not None and value.isdigit() and len(value) <= ATTEMPT_DIGITS_MAX:
         m.attempt = int(value)
     value = found.get(DEADLINE)
-    if value is not None and value.isdigit() and len(value) <= _DEADLINE_DIGITS_MAX:
-        m.deadline_ms = int(value)
+    if value is not None and value.isdigit() and len(value) <= DEADLINE_DIGITS_MAX:
+        m.deadline_ms = float(value)
     m.exhausted = found.get(RETRIED) == b"exhausted"
     value = found.get(REASON)
     if value is not None and _is_reason(value):

@@ -59,7 +59,7 @@ class Message:
         self.upgrade: bytes | None = None  # lower-case tokens, if an upgrade is really asked for; never h2c
         self.traceparent: bytes | None = None
         self.attempt = self.status = 0
-        self.deadline_ms: int | None = None
+        self.deadline_ms: float | None = None
         self.reason: bytes | None = None
         self.method = self.target = self.path = b""
         self.form: Form = ORIGIN

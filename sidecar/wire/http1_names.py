@@ -25,7 +25,7 @@ from .http1_guard import (
 ORDINARY = 0
 HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, EXPECT, UPGRADE = range(1, 7)
 TRACEPARENT, ATTEMPT, DEADLINE, RETRIED, REASON = range(7, 12)
-FORWARDED, DROPPED, REFUSED = range(12, 15)
+FORWARDED, DROPPED, REFUSED, COOKIE = range(12, 16)
 
 _ENTRIES_MAX = 2048
 _KEY_BYTES_MAX = 64
@@ -45,6 +45,7 @@ _KINDS = {
     b"x-pillion-reason": REASON,
     b"forwarded": FORWARDED,
     b"x-real-ip": FORWARDED,
+    b"x-pillion-mirror": FORWARDED,  # an application may pass it on to what it calls for a copy
     b"x-forwarded-client-cert": DROPPED,
     # Hop-by-hop whether nominated or not (RFC 9110, section 7.6.1).
     b"keep-alive": DROPPED,
@@ -103,7 +104,7 @@ class _Names(dict[bytes, tuple[bytes, int, bool]]):
         if not is_token(raw):
             raise ProtocolError(400, "invalid character in a header name")
         name = raw.lower()
-        entry = (name, kind_of(name), name in COMMON)
+        entry = (name, COOKIE if name == b"cookie" else kind_of(name), name in COMMON)
         if len(raw) <= _KEY_BYTES_MAX:
             if len(self) >= _ENTRIES_MAX:
                 self.clear()

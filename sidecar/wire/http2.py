@@ -11,7 +11,7 @@ connection's window is as large as those of all its streams, so that no stream c
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from .http1_message import Message
 
@@ -55,14 +55,16 @@ class Http2Error(Exception):
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
     """What one connection may ask for. `window_bytes` is each stream's receive window; the connection's is
-    `streams_max` times that."""
+    `streams_max` times that. On a server's side a stream begins with `first_window_bytes`, until it is widened; and the
+    connection's window is opened when the client has acknowledged that, since it may send more until then."""
 
     streams_max: int = 100
     window_bytes: int = 65536
+    first_window_bytes: int = 65536
 
 
-STRANGERS = Http2Limits()
-PEERS = Http2Limits(streams_max=256)
+STRANGERS = Http2Limits()  # no smaller first window: httpx, for one, fails where its own turns negative (section 6.9.2)
+PEERS = Http2Limits(streams_max=256, first_window_bytes=12288)
 """Between two sidecars."""
 
 
@@ -81,8 +83,8 @@ class Stream:
     """
 
     __slots__ = (
-        "answered", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner", "refused",
-        "sid", "status", "unread_bytes",
+        "answered", "born", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner",
+        "refused", "sid", "status", "unread_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Any = None, method: bytes = b"") -> None:
@@ -90,6 +92,7 @@ class Stream:
         self.owner = owner
         self.method = method
         self.sid = 0
+        self.born = 0.0  # on a server's side: when its request came
         self.m: Message | None = None
         self.informational: list[Message] = []
         self.error: int | None = None
@@ -103,7 +106,7 @@ class Http2(ABC):
     """One connection's codec. Actions only queue; `to_send` gives the bytes. Actions on a stream that is closed or has
     an error do nothing: whoever acts may not have heard of it yet."""
 
-    name = ""  # of the engine
+    name: ClassVar[str] = ""  # of the engine
 
     def __init__(self, server: bool, limits: Http2Limits, between_sidecars: bool) -> None:
         """Begins with our preface and SETTINGS queued. `between_sidecars`: heads may be a little larger, and fields
@@ -150,6 +153,11 @@ class Http2(ABC):
     def receive(self, data: bytes, now: float) -> None:
         """Read on. Never raises for what a peer sent: `error` is set, and `to_send` then still gives our GOAWAY."""
 
+    @property
+    def wants_to_send(self) -> bool:
+        """False: `to_send` would certainly give nothing, and make no news."""
+        return True
+
     @abstractmethod
     def to_send(self) -> bytes:
         """Everything that may be sent now; call it again after every action, every `receive`, once a batch. May set
@@ -189,6 +197,10 @@ class Http2(ABC):
     @abstractmethod
     def consumed(self, stream: Stream) -> None:
         """All that came of the body has gone on (or is of no interest): the peer may send as much again."""
+
+    @abstractmethod
+    def widen(self, stream: Stream) -> None:
+        """Of a server's side: from now on the stream's receive window is `limits.window_bytes`, not the first one."""
 
     @abstractmethod
     def resize(self, window_bytes: int) -> None:

@@ -32,8 +32,11 @@ UNAGREED_STREAMS_MAX = 1000
 end the connection afterwards. (nginx: as many refused ones as the limit.)"""
 TINY_BYTES = 1
 """Content of a DATA frame that is tiny. The shortest gRPC message has five bytes, a WebSocket frame two."""
+RAPID_S = 1.0
+"""A reset of a stream this old is no rapid one: whoever waits so long opens no more of them than one who lets them end,
+and calls with a common deadline are reset all together. (Envoy draws the line at the same age.)"""
 
-_SENT_UNIT = 4096
+SENT_UNIT = 4096
 _LATE_MAX = 1000
 _TINY_PADDED_BYTES = 17  # a padded frame no longer than this can be nearly all padding
 
@@ -89,7 +92,7 @@ class _Budget:
     def __init__(self, name: str) -> None:
         self.name = name
         self.burst, self.per_s, self.each_stream, self.each_sent = BUDGETS[name]
-        self.left: float = self.burst
+        self.left = float(self.burst)
         self.since: float | None = None
         self.seen_streams = self.seen_sent = 0
 
@@ -158,7 +161,7 @@ class Guard:
 
     def sent(self, size: int) -> None:
         """Body of this size was given to the engine to send."""
-        self.sent_units += 1 + size // _SENT_UNIT
+        self.sent_units += 1 + size // SENT_UNIT
 
     def flushed(self) -> None:
         """What the engine had to send has been taken."""
@@ -179,9 +182,9 @@ class Guard:
         if resets.left < resets.burst:
             resets.left += 1
 
-    def stream_reset_by_peer(self) -> None:
-        """The peer has reset a request that was not answered in full."""
-        if self.server:
+    def stream_reset_by_peer(self, born: float) -> None:
+        """The peer has reset a request, which came at `born`, and was not answered in full."""
+        if self.server and self.now - born < RAPID_S:
             self._spend(self._resets)
 
     def stream_reset_by_us(self) -> None:
@@ -222,6 +225,9 @@ class Guard:
         size = len(data)
         last = size - 9
         kind = self._cut
+        open_, late = self._open, self._late
+        sections = self._sections
+        plain = self._begun and not self._block
         try:
             while at <= last:
                 word, flags, sid = _unpack(data, at)
@@ -229,18 +235,41 @@ class Guard:
                 kind = word & 255
                 if length > FRAME_BYTES_MAX:
                     raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "frame longer than 16384 bytes")
-                if kind == _DATA and not self._block and self._begun:
-                    sid &= _MASK
-                    if sid not in self._open and sid not in self._late:
-                        self._refuse(sid)
+                if not plain:
+                    self._frame(length, kind, flags, sid & _MASK)
+                    plain = self._begun and not self._block
+                elif kind == _HEADERS:
+                    if not flags & _END_HEADERS:
+                        self._headers(length, flags, sid & _MASK)
+                        plain = False
+                    elif sid in open_:
+                        sections.left -= 1
+                        if sections.left < 0:
+                            sections.refill(self)
+                        if flags & _END_STREAM:
+                            open_.discard(sid)
+                    elif self.server and self._agreed and sid & 1 and sid == self._highest + 2:
+                        self._highest = sid
+                        self.opened_streams += 1
+                        if not flags & _END_STREAM:
+                            open_.add(sid)
+                    else:
+                        self._headers(length, flags, sid & _MASK)
+                elif kind == _DATA:
+                    if sid not in open_:
+                        sid &= _MASK
+                        if sid not in open_ and sid not in late:
+                            self._refuse(sid)
                     if flags & _END_STREAM:
-                        self._ended(sid)
+                        open_.discard(sid)
+                        if late:
+                            late.pop(sid, None)
                     elif length <= _TINY_PADDED_BYTES:
                         if flags & _PADDED:  # what says how much is padding, is content to nobody
                             self._spend(self._tiny if length > 1 else self._empty)
                         elif length <= TINY_BYTES:
                             self._spend(self._tiny if length else self._empty)
-                elif kind == _WINDOW_UPDATE and length == 4 and not self._block and self._begun:
+                elif kind == _WINDOW_UPDATE and length == 4:
                     sid &= _MASK
                     if sid > self._highest or (sid and not sid & 1):
                         self._refuse(sid)
@@ -273,7 +302,7 @@ class Guard:
         return len(part)
 
     def _frame(self, length: int, kind: int, flags: int, sid: int) -> None:
-        """Every frame but the two most frequent."""
+        """Every frame but the most frequent, and all of them at the beginning and within a header block."""
         if not self._begun:
             if kind != _SETTINGS or flags & _ACK:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -330,7 +359,10 @@ class Guard:
 
     def _headers(self, length: int, flags: int, sid: int) -> None:
         if sid in self._open or sid in self._late:
-            self._spend(self._sections)
+            sections = self._sections
+            sections.left -= 1
+            if sections.left < 0:
+                sections.refill(self)
         elif self.server and sid & 1 and sid > self._highest:
             self._gap = self._gap or sid > self._highest + 2
             self._highest = sid
@@ -341,7 +373,8 @@ class Guard:
         else:
             self._refuse(sid)
         if flags & _END_STREAM:
-            self._ended(sid)
+            self._open.discard(sid)
+            self._late.pop(sid, None)
         if not flags & _END_HEADERS:
             self._block, self._block_bytes, self._continuations = sid, length, 0
 
@@ -361,10 +394,6 @@ class Guard:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many continuation frames", "continuation_frames")
         if flags & _END_HEADERS:
             self._block = 0
-
-    def _ended(self, sid: int) -> None:
-        self._open.discard(sid)
-        self._late.pop(sid, None)
 
     def _refuse(self, sid: int) -> None:
         """HEADERS or DATA where the peer may not send any, or WINDOW_UPDATE on an idle stream (RFC 9113, sections 5.1

@@ -8,6 +8,7 @@ Must not know sockets, time or policy. Invariants: as in `http2`; a failure of h
 
 from collections import deque
 from struct import pack, unpack_from
+from typing import ClassVar
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -33,6 +34,7 @@ _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWA
 _ALTSVC, _PRIORITY_UPDATE = 0xA, 0x10
 _END_STREAM, _END_HEADERS = 0x1, 0x4
 _ENABLE_PUSH, _STREAMS_MAX, _WINDOW, _SECTION_MAX, _EXTENDED_CONNECT, _NO_PRIORITIES = 2, 3, 4, 6, 8, 9
+_HEADER_TABLE, _TABLE_BYTES_MAX = 1, 4096
 _DEFAULT_WINDOW = 65535
 _LAST_SID = 0x7FFFFFFF
 
@@ -50,7 +52,7 @@ class _Connection(H2Connection):
 class H2Codec(Http2):
     """One connection on h2."""
 
-    name = "h2"
+    name: ClassVar[str] = "h2"
 
     def __init__(self, server: bool, limits: Http2Limits, between_sidecars: bool) -> None:
         super().__init__(server, limits, between_sidecars)
@@ -88,7 +90,8 @@ class H2Codec(Http2):
             conn.receive_data(PREFACE)
         else:
             self._out.append(PREFACE)
-        settings: dict[SettingCodes | int, int] = {_WINDOW: limits.window_bytes, _SECTION_MAX: 65536, _NO_PRIORITIES: 1}
+        first = limits.first_window_bytes if server else limits.window_bytes
+        settings: dict[SettingCodes | int, int] = {_WINDOW: first, _SECTION_MAX: 65536, _NO_PRIORITIES: 1}
         if server:
             settings[_EXTENDED_CONNECT] = 1
         else:
@@ -99,9 +102,13 @@ class H2Codec(Http2):
             settings[_STREAMS_MAX] = limits.streams_max
             told = b"".join(pack(">HI", key, value) for key, value in settings.items())
             self._out.append(frame_bytes(_SETTINGS, 0, 0, told))
-        whole = limits.streams_max * limits.window_bytes
+        if not server:
+            self._open_window()
+
+    def _open_window(self) -> None:
+        whole = self.limits.streams_max * self.limits.window_bytes
         if whole > _DEFAULT_WINDOW:
-            conn.increment_flow_control_window(whole - _DEFAULT_WINDOW)
+            self._conn.increment_flow_control_window(whole - _DEFAULT_WINDOW)
 
     # -- input
 
@@ -126,10 +133,10 @@ class H2Codec(Http2):
             self._read(data)
         except Http2Error as exc:
             failure = exc
-        except H2ProtocolError as exc:
-            failure = Http2Error(int(exc.error_code), f"refused by h2 ({type(exc).__name__})")
-        except Exception as exc:
-            failure = Http2Error(ErrorCode.INTERNAL_ERROR, f"the engine failed ({type(exc).__name__})")
+        except H2ProtocolError as refused:
+            failure = Http2Error(int(refused.error_code), f"refused by h2 ({type(refused).__name__})")
+        except Exception as broken:
+            failure = Http2Error(ErrorCode.INTERNAL_ERROR, f"the engine failed ({type(broken).__name__})")
         if failure is not None:
             self._fail(failure)
         elif not self.streams:
@@ -195,6 +202,10 @@ class H2Codec(Http2):
             self.settled = True
             changed = {int(key): setting.new_value for key, setting in e.changed_settings.items()}
             self.peer_streams_max = changed.get(_STREAMS_MAX, self.peer_streams_max)
+            if changed.get(_HEADER_TABLE, 0) > _TABLE_BYTES_MAX:
+                encoder = self._conn.encoder
+                encoder.header_table_size = _TABLE_BYTES_MAX  # the memory is ours (libnghttp2 does the same)
+                encoder.table_size_changes = [size for size in encoder.table_size_changes if size <= _TABLE_BYTES_MAX]
             if changed.get(_NO_PRIORITIES, 0) > 1:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "SETTINGS_NO_RFC7540_PRIORITIES is neither 0 nor 1")
             if _EXTENDED_CONNECT in changed:
@@ -202,6 +213,8 @@ class H2Codec(Http2):
                     raise Http2Error(ErrorCode.PROTOCOL_ERROR, "extended CONNECT taken back (RFC 8441, section 3)")
                 self.extended_connect = changed[_EXTENDED_CONNECT] == 1
         elif isinstance(e, SettingsAcknowledged):
+            if self.server and not self._acknowledged:
+                self._open_window()
             self._acknowledged = True
         elif isinstance(e, PingAckReceived):
             self.pongs += 1
@@ -219,7 +232,7 @@ class H2Codec(Http2):
         if stream.answered:
             self._guard.stream_finished()
         else:
-            self._guard.stream_reset_by_peer()
+            self._guard.stream_reset_by_peer(stream.born)
 
     def _left_by_peer(self, payload: bytes) -> None:
         """GOAWAY. h2 would end everything; RFC 9113, section 6.8, lets the streams below go on."""
@@ -269,6 +282,7 @@ class H2Codec(Http2):
         self._highest = sid
         stream = Stream()
         stream.sid = sid
+        stream.born = self._guard.now
         self.streams[sid] = stream
         flow = self._flows[sid] = Flow()
         try:
@@ -278,10 +292,10 @@ class H2Codec(Http2):
         except Malformed as exc:
             self._malformed(stream, str(exc))
             return
-        except ProtocolError as exc:
+        except ProtocolError as refused:
             stream.m = m = refused_message(fields)
             m.done = stream.ended = end
-            stream.status, stream.detail = exc.status, exc.detail
+            stream.status, stream.detail = refused.status, refused.detail
         flow.expected = m.length
         self.news[stream] = None
 
@@ -579,6 +593,14 @@ class H2Codec(Http2):
                     self._conn.acknowledge_received_data(unread, stream.sid)
                 except H2ProtocolError:
                     pass
+
+    def widen(self, stream: Stream) -> None:
+        more = self.limits.window_bytes - self.limits.first_window_bytes
+        if more > 0 and stream.error is None and not stream.closed and self.error is None:
+            try:
+                self._conn.increment_flow_control_window(more, stream.sid)
+            except (H2ProtocolError, ValueError):
+                pass  # it was closed by what is already received
 
     def resize(self, window_bytes: int) -> None:
         if self.error is None:

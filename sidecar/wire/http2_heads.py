@@ -56,6 +56,7 @@ _is_status = re.compile(rb"[1-5][0-9][0-9]").fullmatch
 
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority", b":protocol", b":status"})
 _SCHEMES_SERVED = frozenset({b"https", b"http"})
+_WITH_CONTENT = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 class Malformed(Exception):
@@ -65,7 +66,9 @@ class Malformed(Exception):
 class _Fields(dict[Field, tuple[int, Field]]):
     """(name, value) -> (kind, the same). Raises Malformed. `big`: a large one was seen; whoever reads it clears it."""
 
-    big = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.big = False
 
     def __missing__(self, field: Field) -> tuple[int, Field]:
         name, value = field
@@ -104,6 +107,13 @@ FIELDS = _Fields()
 
 def request_message(fields: Sequence[Field], end: bool, between_sidecars: bool = False) -> Message:
     """The request that these fields are the head of; `end`: no content follows."""
+    m = request_section(fields, between_sidecars)
+    framed(m, end)
+    return m
+
+
+def request_section(fields: Sequence[Field], between_sidecars: bool = False) -> Message:
+    """The same without what depends on whether content follows: that is `framed`."""
     m = Message()
     pseudo, found = _read(m, fields, between_sidecars)
     method = pseudo.get(b":method")
@@ -142,22 +152,28 @@ def request_message(fields: Sequence[Field], end: bool, between_sidecars: bool =
     if EXPECT in found:
         if found[EXPECT].lower() != b"100-continue":
             raise ProtocolError(417, "expectation other than 100-continue")
-        m.expect_continue = not end
+        m.expect_continue = True
     m.head = True
+    return m
+
+
+def framed(m: Message, end: bool) -> None:
+    """What a request's head means for its content; `end`: none follows."""
     if m.extended:
+        m.expect_continue = m.expect_continue and not end
         m.length = None
         m.done = True
     elif end:
         if m.length:
             raise Malformed("content-length without content")
-        if m.length is None and method in (b"POST", b"PUT", b"PATCH"):
+        if m.length is None and m.method in _WITH_CONTENT:
             m.length = 0  # RFC 9110, section 8.6: a server of HTTP/1.1 wants to be told
+        m.expect_continue = False
         m.done = True
     else:
-        if method == b"TRACE":
+        if m.method == b"TRACE":
             raise ProtocolError(400, "content in a request whose method has none")
         m.chunked = m.length is None
-    return m
 
 
 def refused_message(fields: Iterable[Field]) -> Message:
@@ -319,6 +335,12 @@ def trailer_fields(fields: Sequence[Field]) -> tuple[list[Field], int | None]:
         if sum(len(name) + len(value) + 4 for name, value in fields) > HEAD_BYTES_MAX:
             raise Malformed("trailer section too large")
     return kept, status
+
+
+def announces_trailers(m: Message) -> bool:
+    """Whether HTTP/1.1 needs chunks for this message although its length is known, since only they have trailers.
+    (`te: trailers` says nothing of a request's own: Firefox sends it always.)"""
+    return any(name == b"trailer" for name, _ in m.headers)
 
 
 # -- the other way

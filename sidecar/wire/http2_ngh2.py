@@ -5,8 +5,9 @@ interface. Must not know sockets, time or policy. Invariants: as in `http2`; a f
 becomes `error` with a GOAWAY of our own making, because a failed engine can make none any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import pack
+from typing import ClassVar
 
 import ngh2
 from ngh2 import (
@@ -18,6 +19,7 @@ from ngh2 import (
     PushedStreamReceived,
     RequestReceived,
     ResponseReceived,
+    SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
     StreamReset,
@@ -26,8 +28,9 @@ from ngh2 import (
 
 from .http1_guard import ProtocolError
 from .http2 import ErrorCode, Fields, Http2, Http2Error, Http2Limits, Stream
-from .http2_guard import SECTION_BYTES_MAX, SECTION_FIELDS_MAX, Guard
-from .http2_heads import Malformed, refused_message, request_message, response_message, trailer_fields
+from .http2_guard import SECTION_BYTES_MAX, SECTION_FIELDS_MAX, SENT_UNIT, Guard
+from .http2_heads import Malformed, refused_message
+from .http2_sections import Section, request_message, response_message, trailer_fields
 
 _HEADER_TABLE, _ENABLE_PUSH, _STREAMS_MAX, _WINDOW, _FRAME_MAX, _SECTION_MAX = range(1, 7)
 _EXTENDED_CONNECT, _NO_PRIORITIES = 8, 9
@@ -37,11 +40,12 @@ _DEFAULT_WINDOW = 65535
 class Ngh2Codec(Http2):
     """One connection on libnghttp2."""
 
-    name = "ngh2"
+    name: ClassVar[str] = "ngh2"
 
     def __init__(self, server: bool, limits: Http2Limits, between_sidecars: bool) -> None:
         super().__init__(server, limits, between_sidecars)
         self._guard = Guard(server, between_sidecars)
+        self._agreed = False  # the client has acknowledged our SETTINGS
         self._failed = False  # the engine, or the guard: nothing more comes of the engine
         self._goaway = b""  # of our own making, in that case
         self._last = b""  # what the engine had to say in the end
@@ -60,16 +64,21 @@ class Ngh2Codec(Http2):
                 max_continuations=1 << 20,
             ),
         )
-        settings = {_WINDOW: limits.window_bytes, _SECTION_MAX: 65536, _NO_PRIORITIES: 1}
+        first = limits.first_window_bytes if server else limits.window_bytes
+        settings = {_WINDOW: first, _SECTION_MAX: 65536, _NO_PRIORITIES: 1}
         if server:
             settings[_STREAMS_MAX] = limits.streams_max
             settings[_EXTENDED_CONNECT] = 1
         else:
             settings[_ENABLE_PUSH] = 0
         conn.initiate_connection(settings)
-        whole = limits.streams_max * limits.window_bytes
+        if not server:
+            self._open_window()
+
+    def _open_window(self) -> None:
+        whole = self.limits.streams_max * self.limits.window_bytes
         if whole > _DEFAULT_WINDOW:
-            conn.set_local_window_size(whole)
+            self._conn.set_local_window_size(whole)
 
     # -- input
 
@@ -97,8 +106,8 @@ class Ngh2Codec(Http2):
         except ngh2.DenialOfServiceError:
             failure = Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "header section far over the limits", "header_section")
             told = False
-        except NGH2Error as exc:
-            failure = Http2Error(ErrorCode.PROTOCOL_ERROR, _words(exc))
+        except NGH2Error as broken:
+            failure = Http2Error(ErrorCode.PROTOCOL_ERROR, _words(broken))
             told = False
         try:
             self._take(conn.events())
@@ -107,8 +116,8 @@ class Ngh2Codec(Http2):
                 self._take(conn.events())
         except Http2Error as exc:  # of the guard's hooks, for something that came before what else failed
             failure = exc
-        except NGH2Error as exc:
-            failure = Http2Error(ErrorCode.INTERNAL_ERROR, _words(exc))
+        except NGH2Error as broken:
+            failure = Http2Error(ErrorCode.INTERNAL_ERROR, _words(broken))
         if failure is not None:
             self._fail(failure)
 
@@ -118,7 +127,18 @@ class Ngh2Codec(Http2):
             kind = type(e)
             if kind is DataReceived:
                 stream = streams.get(e.stream_id)  # type: ignore[attr-defined]
-                self._data(stream, e)  # type: ignore[arg-type]
+                data: bytes = e.data  # type: ignore[attr-defined]
+                if stream is None or stream.error is not None or stream.m is None:
+                    self._stray(e.stream_id, len(data))  # type: ignore[attr-defined]
+                    continue
+                if data:
+                    stream.m.body.append(data)
+                    stream.unread_bytes += len(data)
+                if e.end_stream:  # type: ignore[attr-defined]
+                    stream.ended = stream.m.done = True
+                elif not data:
+                    continue
+                news[stream] = None
             elif kind is RequestReceived:
                 self._request(e)  # type: ignore[arg-type]
             elif kind is ResponseReceived:
@@ -150,6 +170,10 @@ class Ngh2Codec(Http2):
                         self._malformed(stream, str(exc))
             elif kind is SettingsReceived:
                 self._settings(e.settings)  # type: ignore[attr-defined]
+            elif kind is SettingsAcknowledged:
+                if self.server and not self._agreed:
+                    self._agreed = True
+                    self._open_window()
             elif kind is PingAcknowledged:
                 self.pongs += 1
             elif kind is GoAwayReceived:
@@ -162,7 +186,9 @@ class Ngh2Codec(Http2):
     def _request(self, e: RequestReceived) -> None:
         stream = Stream()
         stream.sid = sid = e.stream_id
-        self._highest = max(self._highest, sid)
+        stream.born = self._guard.now
+        if sid > self._highest:
+            self._highest = sid
         self.streams[sid] = stream
         try:
             stream.m = m = request_message(e.headers, e.end_stream, self.between_sidecars)
@@ -171,10 +197,10 @@ class Ngh2Codec(Http2):
         except Malformed as exc:
             self._malformed(stream, str(exc))
             return
-        except ProtocolError as exc:
+        except ProtocolError as refused:
             stream.m = m = refused_message(e.headers)
             m.done = stream.ended = e.end_stream
-            stream.status, stream.detail = exc.status, exc.detail
+            stream.status, stream.detail = refused.status, refused.detail
         self.news[stream] = None
 
     def _response(self, e: ResponseReceived) -> None:
@@ -193,25 +219,15 @@ class Ngh2Codec(Http2):
         stream.m = m
         self.news[stream] = None
 
-    def _data(self, stream: Stream | None, e: DataReceived) -> None:
-        data = e.data
-        if stream is None or stream.error is not None or stream.m is None:
-            if data:  # of a stream that is over: the connection's window is given back all the same
-                try:
-                    self._conn.acknowledge_received_data(len(data), e.stream_id)
-                except NGH2Error:
-                    pass
-            return
-        if data:
-            stream.m.body.append(data)
-            stream.unread_bytes += len(data)
-        if e.end_stream:
-            stream.ended = stream.m.done = True
-        elif not data:
-            return
-        self.news[stream] = None
+    def _stray(self, sid: int, size: int) -> None:
+        """Content of a stream that is over: the connection's window is given back all the same."""
+        if size:
+            try:
+                self._conn.acknowledge_received_data(size, sid)
+            except NGH2Error:
+                pass
 
-    def _trailers(self, stream: Stream, fields: Fields) -> None:
+    def _trailers(self, stream: Stream, fields: Section) -> None:
         m = stream.m
         if m is None:
             self._malformed(stream, "trailers without a head")
@@ -238,8 +254,13 @@ class Ngh2Codec(Http2):
     def _closed(self, stream: Stream, code: int) -> None:
         stream.closed = True
         guard = self._guard
-        guard.gave_up(stream.sid)
         m = stream.m
+        if not code and stream.ended and stream.error is None and not stream.by_peer:  # as nearly all
+            guard.stream_finished()
+            if stream.unread_bytes and (m is None or not m.body):
+                self.consumed(stream)
+            return
+        guard.gave_up(stream.sid)
         if stream.error is None:
             whole = m is not None and stream.ended and (stream.answered or not self.server)
             if code == ErrorCode.NO_ERROR and stream.by_peer and not whole:
@@ -252,13 +273,13 @@ class Ngh2Codec(Http2):
                     stream.detail = stream.detail or "the peer broke the rules of this stream"
                     guard.stream_reset_by_us()
             if stream.by_peer and not stream.answered:
-                guard.stream_reset_by_peer()
+                guard.stream_reset_by_peer(stream.born)
             elif stream.by_peer or code == ErrorCode.NO_ERROR:
                 guard.stream_finished()
         if stream.unread_bytes and (stream.error is not None or m is None or not m.body):
             self.consumed(stream)
 
-    def _settings(self, settings: dict[int, int]) -> None:
+    def _settings(self, settings: Mapping[int, int]) -> None:
         self.settled = True
         if _STREAMS_MAX in settings:
             self.peer_streams_max = settings[_STREAMS_MAX]
@@ -282,6 +303,15 @@ class Ngh2Codec(Http2):
 
     # -- output
 
+    @property
+    def wants_to_send(self) -> bool:
+        if self._failed or self._last:
+            return True
+        try:
+            return self._conn.want_write
+        except NGH2Error:
+            return True  # its end will be found
+
     def to_send(self) -> bytes:
         if self._failed:
             rest, self._goaway = self._goaway, b""
@@ -291,9 +321,9 @@ class Ngh2Codec(Http2):
             data = conn.data_to_send()
             if self._last:
                 data, self._last = self._last + data, b""
-        except NGH2Error as exc:
+        except NGH2Error as broken:
             if self.error is None:
-                self._fail(Http2Error(ErrorCode.INTERNAL_ERROR, _words(exc)))
+                self._fail(Http2Error(ErrorCode.INTERNAL_ERROR, _words(broken)))
                 return self.to_send()
             return b""
         self._guard.flushed()
@@ -334,7 +364,7 @@ class Ngh2Codec(Http2):
 
     def send(self, stream: Stream, data: bytes, end: bool = False) -> None:
         if stream.error is None and not stream.closed:
-            self._guard.sent(len(data))
+            self._guard.sent_units += 1 + len(data) // SENT_UNIT
             if end:
                 stream.answered = True
             try:
@@ -372,6 +402,13 @@ class Ngh2Codec(Http2):
                 self._conn.acknowledge_received_data(unread, stream.sid)
             except NGH2Error:
                 pass
+
+    def widen(self, stream: Stream) -> None:
+        if stream.error is None and not stream.closed:
+            try:
+                self._conn.set_local_window_size(self.limits.window_bytes, stream_id=stream.sid)
+            except NGH2Error:
+                pass  # it was closed by what is already received
 
     def resize(self, window_bytes: int) -> None:
         if self.error is None:

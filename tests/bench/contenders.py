@@ -23,6 +23,7 @@ from .backends import TENANT_PATH, Target, ready
 from .exchange import Client
 from .policy import CALLEE, CALLER, Service
 from .stage import HOST, START_LIMIT_S, BenchError, Process, Stage, free_port, until
+from .table import OURS
 
 FILTERS = Path(__file__).parent / "filters"
 
@@ -62,8 +63,8 @@ def envoy_plain(stage: Stage, identities: Identities, service: Service) -> Targe
     return envoy_out(stage, [service], identities, "Envoy")
 
 
-def pillion_plain(stage: Stage, identities: Identities, service: Service) -> Target:
-    return pillion_out(stage, [service], identities)
+def pillion_plain(stage: Stage, identities: Identities, service: Service, own: str = OURS) -> Target:
+    return pillion_out(stage, [service], identities, own)
 
 
 def plain_service(app_port: int, paths: Sequence[str] = ()) -> Service:
@@ -73,9 +74,9 @@ def plain_service(app_port: int, paths: Sequence[str] = ()) -> Service:
 # -- one plain hop with a filter in Python on every request
 
 
-def pillion_filtering(stage: Stage, app_port: int, identities: Identities) -> Target:
+def pillion_filtering(stage: Stage, app_port: int, identities: Identities, own: str = OURS) -> Target:
     service = Service(CALLEE, ((HOST, app_port),), mesh=False, filters=True)
-    return _filters(pillion_out(stage, [service], identities))
+    return _filters(pillion_out(stage, [service], identities, own))
 
 
 def envoy_filtering(stage: Stage, app_port: int, identities: Identities) -> Target:
@@ -100,37 +101,38 @@ def _filters(target: Target) -> Target:
 # -- two hops
 
 
-def pillion_pair(stage: Stage, app_port: int, identities: Identities, grpc: bool = False) -> Target:
-    """Application → pillion → mutual TLS → pillion → application."""
+def pillion_pair(stage: Stage, app_port: int, identities: Identities, grpc: bool = False, own: str = OURS) -> Target:
+    """Application → pillion → mutual TLS → pillion → application. `own`: which build of it, by its contender's name."""
     mesh_port = free_port()
     services = [Service(CALLEE, ((HOST, mesh_port),), grpc=grpc)]
     inbound, _ = _pillion(
         stage,
-        "pillion in",
+        f"{own} in",
         services,
         [
             *("--service", CALLEE, "--identity", str(identities.callee), "--app", f"{HOST}:{app_port}"),
             *("--inbound", f"{HOST}:{mesh_port}", "--outbound", "off"),
         ],
+        own,
     )
-    outbound = pillion_out(stage, services, identities)
+    outbound = pillion_out(stage, services, identities, own)
     _refuses(outbound)
     return replace(outbound, proxies=(*outbound.proxies, inbound), mesh_port=mesh_port)
 
 
-def pillion_out(stage: Stage, services: Sequence[Service], identities: Identities) -> Target:
+def pillion_out(stage: Stage, services: Sequence[Service], identities: Identities, own: str = OURS) -> Target:
     """The caller's sidecar alone."""
     options = ["--service", CALLER, "--identity", str(identities.caller), "--inbound", "off", "--outbound", f"{HOST}:0"]
     if any(service.filters for service in services):
         options += ["--filter-path", str(FILTERS), "--allow-filters", policy.FILTER.partition(":")[0]]
-    process, addresses = _pillion(stage, "pillion out", services, options)
-    return ready(Target("pillion", _port(addresses["outbound"]), CALLEE, (process,), grpc=services[0].grpc))
+    process, addresses = _pillion(stage, f"{own} out", services, options, own)
+    return ready(Target(own, _port(addresses["outbound"]), CALLEE, (process,), grpc=services[0].grpc))
 
 
 def _pillion(
-    stage: Stage, name: str, services: Sequence[Service], options: Sequence[str]
+    stage: Stage, name: str, services: Sequence[Service], options: Sequence[str], own: str
 ) -> tuple[Process, dict[str, str]]:
-    command = pillion_command(stage, services)
+    command = pillion_command(stage, services, own)
     read_end, write_end = os.pipe()
     try:
         process = stage.start(
@@ -146,12 +148,12 @@ def _pillion(
         os.close(read_end)
 
 
-def pillion_command(stage: Stage, services: Sequence[Service]) -> list[str]:
+def pillion_command(stage: Stage, services: Sequence[Service], own: str = OURS) -> list[str]:
     """The beginning of the command line, with the policy written."""
     folder = stage.folder("policy")
     for number, text in enumerate(policy.pillion(services)):
         (folder / f"{number}.yaml").write_text(text)
-    return [stage.tools["pillion"], "sidecar", "--policy", str(folder)]
+    return [stage.tools[own], "sidecar", "--policy", str(folder)]
 
 
 def _read_line(descriptor: int, process: Process) -> bytes:

@@ -13,17 +13,32 @@ from . import backends, contenders, plain_hops
 from .backends import Backend, Target
 from .contenders import Identities
 from .load import MISHAPS
-from .stage import CADDY, ENVOY, EXT_PROC, GRPCIO, H2LOAD, HAPROXY, MITMPROXY, NGINX, PILLION, Stage, Tool, missing
-from .table import OURS, Group, Row
+from .stage import (
+    CADDY,
+    COMPILED,
+    ENVOY,
+    EXT_PROC,
+    GRPCIO,
+    H2LOAD,
+    HAPROXY,
+    MITMPROXY,
+    NGINX,
+    PILLION,
+    Stage,
+    Tool,
+    missing,
+)
+from .table import OURS, OURS_COMPILED, Group, Row
 
 ENVOYS = ("Envoy HTTP/1.1", "Envoy HTTP/2")
 EXT_PROC_NAME = "Envoy with ext_proc"
-MESH = (OURS, *ENVOYS)
-HOP = (OURS, "HAProxy", "nginx", "Caddy", "Envoy", "mitmproxy")
+MESH = (OURS, OURS_COMPILED, *ENVOYS)
+HOP = (OURS, OURS_COMPILED, "HAProxy", "nginx", "Caddy", "Envoy", "mitmproxy")
 MB, KB = 1e6, 1e3
 
 NEEDS: dict[str, tuple[Tool, ...]] = {
     OURS: (PILLION,),
+    OURS_COMPILED: (COMPILED,),
     **dict.fromkeys((*ENVOYS, "Envoy"), (ENVOY,)),
     EXT_PROC_NAME: (ENVOY, EXT_PROC, GRPCIO),
     "HAProxy": (HAPROXY,),
@@ -105,10 +120,13 @@ class Context:
         """Those whose programs are there."""
         return {name: start for name, start in known.items() if self.has(name, *NEEDS[name])}
 
-    def pairs(self, app_port: int, *, bodies: bool = False, grpc: bool = False) -> Starts:
+    def pairs(self, app_port: int, *, bodies: bool = False, grpc: bool = False, compiled: bool = True) -> Starts:
         """Two hops with mutual TLS."""
         stage, ids = self.stage, self.identities
-        known: Starts = {OURS: partial(contenders.pillion_pair, stage, app_port, ids, grpc=grpc)}
+        known: Starts = {
+            own: partial(contenders.pillion_pair, stage, app_port, ids, grpc=grpc, own=own)
+            for own in ((OURS, OURS_COMPILED) if compiled else (OURS,))
+        }
         for name, http2 in zip(ENVOYS, (False, True), strict=True):
             known[name] = partial(contenders.envoy_pair, stage, app_port, ids, http2=http2, bodies=bodies, grpc=grpc)
         return self.present(known)
@@ -119,6 +137,7 @@ class Context:
         service = contenders.plain_service(app_port, paths)
         known: Starts = {
             OURS: partial(contenders.pillion_plain, stage, ids, service),
+            OURS_COMPILED: partial(contenders.pillion_plain, stage, ids, service, OURS_COMPILED),
             "HAProxy": partial(plain_hops.haproxy_plain, stage, app_port),
             "nginx": partial(plain_hops.nginx_plain, stage, app_port),
             "Caddy": partial(plain_hops.caddy_plain, stage, app_port),
@@ -133,6 +152,7 @@ class Context:
         return self.present(
             {
                 OURS: partial(contenders.pillion_filtering, stage, app_port, ids),
+                OURS_COMPILED: partial(contenders.pillion_filtering, stage, app_port, ids, OURS_COMPILED),
                 EXT_PROC_NAME: partial(contenders.envoy_filtering, stage, app_port, ids),
             }
         )

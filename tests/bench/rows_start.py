@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from . import contenders, envoy, load, policy
 from .context import MB, Context, in_turn, unfinished
 from .exchange import answers
-from .stage import ENVOY, Process, free_port, until
-from .table import OURS, Bar, Group, Row
+from .stage import COMPILED, ENVOY, Process, free_port, until
+from .table import OURS, OURS_COMPILED, Bar, Group, Row
 
 MANY_SERVICES, ENDPOINTS_EACH = 1000, 10
 
@@ -31,6 +31,8 @@ def _start(context: Context, services: int) -> Group:
     reachable = contenders.plain_service(context.backend.port)
     all_services = policy.many_services(reachable, services, ENDPOINTS_EACH)
     commands = {OURS: _pillion_command(context, all_services)}
+    if context.has(OURS_COMPILED, COMPILED):
+        commands[OURS_COMPILED] = _pillion_command(context, all_services, OURS_COMPILED)
     if context.has("Envoy", ENVOY):
         commands["Envoy"] = _envoy_command(context, all_services)
     for number in range(-1, context.pace.rounds):  # one before the first, for the file cache
@@ -58,9 +60,9 @@ def _wait(port: int, host: str, process: Process) -> None:
     until(lambda: answers(port, host), process, "an answer with 200", 60.0)
 
 
-def _pillion_command(context: Context, services: Sequence[policy.Service]) -> tuple[int, list[str]]:
+def _pillion_command(context: Context, services: Sequence[policy.Service], own: str = OURS) -> tuple[int, list[str]]:
     port = free_port()
-    command = contenders.pillion_command(context.stage, services)
+    command = contenders.pillion_command(context.stage, services, own)
     own = ["--service", policy.CALLER, "--identity", str(context.identities.caller)]
     return port, [*command, *own, "--inbound", "off", "--outbound", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
 

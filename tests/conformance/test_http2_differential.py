@@ -41,9 +41,11 @@ from support.http2_frames import (
     window_update,
 )
 
+from sidecar.wire.http1_message import Message
 from sidecar.wire.http2 import STRANGERS, ErrorCode, Stream, open_codec
 
 ENGINES = ["h2", "ngh2"]
+FIELDS = [name for name in dir(Message()) if name[0] != "_" and not callable(getattr(Message(), name))]
 NAMES = [
     b"accept", b"x-name", b"cookie", b"content-length", b"te", b"host", b"expect", b"connection", b"X-Up", b"x a", b"",
     b"transfer-encoding", b"content-type", b"grpc-timeout", b"grpc-status", b":path", b":status", b":protocol", b":x",
@@ -242,7 +244,7 @@ def told(stream: Stream) -> Any:
     interim = [(one.status, one.headers) for one in stream.informational]
     if m is None:
         return "nothing", ends, interim
-    message = {name: getattr(m, name) for name in m.__slots__ if name != "body"}
+    message = {name: getattr(m, name) for name in FIELDS if name != "body"}
     return "accepted", ends, interim, message, b"".join(m.body)
 
 

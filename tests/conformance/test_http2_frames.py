@@ -761,6 +761,16 @@ class TestAttacks:
         seen.feed(data(1, b"x"))
         assert seen.codec.error is not None and seen.codec.error.code == FLOW
 
+    def test_before_our_settings_are_acknowledged(self, engine: str) -> None:
+        """Until then a client may go by the windows of RFC 9113; that of the connection bounds what is held."""
+        seen = Seen(engine, True, acknowledged=False)
+        for sid in range(1, 9, 2):
+            seen.feed(headers(sid, request(b"POST")))
+            seen.feed(data(sid, bytes(16383)))
+        assert seen.codec.error is None
+        seen.feed(headers(9, request(b"POST")) + data(9, bytes(4)))
+        assert seen.outcome(9) == Outcome("connection", FLOW)
+
     def test_interim_responses_without_end(self, engine: str) -> None:
         count, limit = _steady(Seen(engine, False), lambda _: headers(1, response(103)), 1000)
         assert limit == "more_header_sections" and count < 150

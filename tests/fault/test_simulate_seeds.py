@@ -34,7 +34,7 @@ from sidecar.model.snapshot import (
 from sidecar.policy.exchange import Exchange
 from sidecar.simulate.engine import Engine
 from sidecar.simulate.life import Call
-from sidecar.simulate.report import json_of
+from sidecar.simulate.report import NOT_SENT, json_of
 from sidecar.simulate.results import result_of
 from sidecar.simulate.scenario import (
     HANG,
@@ -64,20 +64,25 @@ CHAIN = ("web", "shop", "stock")  # each may call the next
 class Watched(Engine):
     """An engine under observation."""
 
-    def _send(self, call: Call, ex: Exchange, now: float) -> None:
+    def send(self, call: Call, ex: Exchange, now: float) -> None:
         assert not call.over and ex.endpoint is not None and ex.endpoint.active > 0
         assert ex.attempt <= ex.plan.retry.max_retries
         if not ex.fresh:
             assert ex.endpoint.breaker.state(now) != "open", "an open breaker was picked"
-        super()._send(call, ex, now)
+        if call.is_hedge:
+            assert call.other is not None and call.other.ex is not None and call.other.other is call
+            assert ex.endpoint is not call.other.ex.endpoint, "a hedge where the request has been"
+            assert call.ask.method == b"GET" or ex.plan.retry.methods is not None
+        super().send(call, ex, now)
 
     def _finish(self, call: Call, status: int, reason: str, now: float) -> None:
         assert not call.over, "a request ended twice"
         assert call.ex is None or call.ex.finished
+        assert call.other is None and not call.is_hedge
         super()._finish(call, status, reason, now)
 
 
-def policy(rnd: random.Random) -> Snapshot:
+def policy(rnd: random.Random, slow: random.Random) -> Snapshot:
     services = {}
     for name in CHAIN:
         timeouts = Timeouts(
@@ -100,8 +105,9 @@ def policy(rnd: random.Random) -> Snapshot:
             Route(
                 "writes", Match(methods=frozenset({"POST"})), split, timeouts, Retry(max_retries=0), rate_limit=limit
             ),
-            Route("default", Match(), split, timeouts, retry, fault=fault, fallback=fallback, rate_limit=limit),
-        )
+            Route("default", Match(), split, timeouts, retry, fault=fault, fallback=fallback, rate_limit=limit,
+                  hedge_after_s=slow.choice([float("inf"), 0.001, 0.02, 0.1])),
+        )  # fmt: skip
         services[name] = Service(
             name,
             versions={"v1": {"version": "1"}, "v2": {"version": "2"}},
@@ -184,7 +190,7 @@ def scenario(rnd: random.Random) -> Scenario:
 
 def live(seed: int) -> dict[str, Any]:
     rnd = random.Random(seed)
-    snapshot, play = policy(rnd), scenario(rnd)
+    snapshot, play = policy(rnd, random.Random(seed + 2_000_000)), scenario(rnd)
     engine = Watched(play, snapshot, seed, 1_000_000, 12)
     engine.run()
     assert at_rest(engine), "something was left"
@@ -195,8 +201,10 @@ def live(seed: int) -> dict[str, Any]:
         cancelled = sum(count for reason, count in edge.outcomes if reason == "caller_gone")
         assert record.started == record.ended + cancelled, "a request was lost"
         assert sum(count for _, count in edge.outcomes) == record.started
+        sent = sum(count for word, count in edge.hedges if word not in NOT_SENT)
         # A service may be called as the fallback of none here, so its clusters belong to this edge alone.
-        assert edge.attempts <= edge.requests + edge.retries + edge.resends, "attempts that nothing paid for"
+        assert edge.attempts <= edge.requests + edge.retries + edge.resends + sent, "attempts that nothing paid for"
+        assert record.beaten <= sent
     for sidecar in sidecars:
         for cluster in (*sidecar.past, *sidecar.state):
             budget = snapshot.services[cluster.name].routes[-1].retry.budget

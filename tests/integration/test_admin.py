@@ -16,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sidecar.proxy import admin as admin_module
-from sidecar.proxy.admin import CONNECTIONS_MAX, Admin, AdminSources, bind_admin
+from sidecar.proxy.admin import Admin
+from sidecar.proxy.admin_door import CONNECTIONS_MAX, AdminSources, bind_admin
 from sidecar.proxy.bind import BindError
 from sidecar.telemetry.logs import check_level
 from sidecar.telemetry.metrics import Registry

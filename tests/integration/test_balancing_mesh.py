@@ -109,3 +109,74 @@ def test_a_client_stays_with_its_endpoint(web: Sidecar, backends: list[Backend])
     cookie = (first.header("set-cookie") or b"").decode()
     assert cookie.startswith("pillion_endpoint=") and "127.0.0.1" not in cookie
     assert served(web, 20, cookie=cookie.partition(";")[0]) == {first.body: 20}
+
+
+def test_a_cookie_that_this_sidecar_has_not_made_so_chooses_nothing(web: Sidecar, backends: list[Backend]) -> None:
+    """Changed, cut, of another service, or made up: it is disregarded, and a new one given."""
+    sticky = {"routes": [{"sticky": {"level": "endpoint"}}], "address": [str(backend) for backend in backends]}
+    versions = {
+        "address": [{"at": str(backends[0]), "labels": {"version": "1"}}, {"at": str(backends[1])}],
+        "versions": {"v1": {"labels": {"version": "1"}}},
+        "routes": [{"to": "v1", "sticky": {"level": "endpoint", "cookie": "pillion_endpoint"}}],
+    }
+    web.apply({"stall": {"tls": "plain", **sticky}, "booth": {"tls": "plain", **versions}})
+    apply(web, backends, **sticky)
+    name = "pillion_endpoint="
+
+    def given(host: str, cookie: str = "") -> tuple[bytes, str]:
+        with web.client() as client:
+            response = client.get("/", host=host, headers={"cookie": cookie} if cookie else {})
+        return response.body, (response.header("set-cookie") or b"").decode().partition(";")[0].removeprefix(name)
+
+    served_by, value = given("shop")
+    assert given("shop", name + value) == (served_by, ""), "the one that was made is kept"
+    middle = len(value) // 2
+    swapped = "A" if value[middle] != "A" else "B"
+    wrong = [
+        value[:middle] + swapped + value[middle + 1 :],
+        value[:-1],
+        value + "A",
+        given("stall")[1],
+        given("booth")[1],
+        "127.0.0.1:80",
+        str(backends[3]),
+        "",
+    ]
+    for each in wrong:
+        found, fresh = given("shop", name + each)
+        assert fresh and fresh != each, each
+        assert given("shop", name + fresh) == (found, "")
+    assert given("shop", f"{name}{wrong[0]}; {name}{value}") == (served_by, ""), (
+        "a forged one does not hide the true one"
+    )
+
+
+def test_what_a_level_cannot_carry_spills_over(mesh: Mesh, web: Sidecar, backends: list[Backend]) -> None:
+    """Two of four are open: 1.4 · 50 % of the traffic stays, 30 % goes to the standby."""
+    ill = [mesh.backend(_erring) for _ in range(2)]
+    standby = mesh.backend(name_of(9))
+    addresses = [str(each) for each in (*ill, *backends[:2])]
+    web.apply({
+        "shop": {
+            "address": [*({"at": each} for each in addresses), {"at": str(standby), "priority": 1}],
+            "tls": "plain",
+            "balance": {"policy": "random", "zone": "ignore"},
+            "retry": {"max_retries": 0},
+            "circuit_breaker": {"consecutive_failures": 1, "open_for": "60s", "max_open": "60s"},
+        }
+    })  # fmt: skip
+    with web.client() as client:
+        until(
+            lambda: client.get("/", host="shop") and sum(row["breaker"] == "open" for row in rows(web)) == 2,
+            "two open breakers",
+        )
+    seen = served(web, 600)
+    assert set(seen) == {b"0", b"1", b"9"}
+    assert 0.3 * 600 - 4 * 11.2 < seen[b"9"] < 0.3 * 600 + 4 * 11.2, seen  # four standard deviations
+    assert web.metric("pillion_spilled_picks_total", service="shop") >= seen[b"9"]
+
+
+def _erring(conn: Conn) -> None:
+    while True:
+        conn.take()
+        conn.reply(500)

@@ -273,6 +273,7 @@ def test_explain_and_can_ask_the_control_plane(server: StandIn, capsys: pytest.C
 
 DESCRIBED = {
     "name": "reviews", "revision": 5, "mtls": "strict", "owners": ["team-reviews"], "problem": None,
+    "concurrency": "8 at a time, 100 wait up to 1s; vip > default",
     "ports": [{"name": "api", "number": 8000, "protocol": "http"}],
     "versions": [
         {"name": "v1", "labels": {"version": "1"}, "endpoints": 1}, {"name": "v2", "labels": {}, "endpoints": 0},
@@ -298,7 +299,8 @@ def test_describe_a_service(server: StandIn, capsys: pytest.CaptureFixture[str])
     code, out, err = run(capsys, "describe", "service", "reviews")
     assert (code, err) == (0, "")
     for shown in (
-        "reviews\n  ports      api:8000/http\n",
+        "reviews\n  ports        api:8000/http\n",
+        "  concurrency  8 at a time, 100 wait up to 1s; vip > default\n",
         "0 of 1 healthy",
         "mesh.yaml:12, change 4 by mia, ",
         "10.0.0.1:15006  v1       unhealthy  open for web",

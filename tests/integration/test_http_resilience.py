@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ class Service:
     def __init__(self, web: Sidecar, *backends: Any, **policy: Any) -> None:
         self.web, self.name = web, f"s{next(numbers)}"
         self.backends = backends
-        web.apply({self.name: {"address": [str(each) for each in backends], "tls": "plain", **policy}})
+        policy.setdefault("address", [str(each) for each in backends])
+        web.apply({self.name: {"tls": "plain", **policy}})
 
     def client(self) -> Client:
         return self.web.client()
@@ -240,6 +242,81 @@ def test_retry_after_is_obeyed_within_bounds(mesh: Mesh, web: Sidecar, asked: st
     began = time.monotonic()
     assert service.get().status == answer
     assert time.monotonic() - began >= least_s
+
+
+@pytest.mark.parametrize(("in_s", "answer"), [(-60, 200), (60, 503)])
+def test_retry_after_may_be_a_date(mesh: Mesh, web: Sidecar, in_s: int, answer: int) -> None:
+    """One that has passed: at once. One beyond `max_server_delay`: never."""
+    date = formatdate(time.time() + in_s, usegmt=True)
+    app = mesh.backend(lambda conn: _busy_once(conn, app, ("Retry-After", date)))
+    began = time.monotonic()
+    assert Service(web, app, retry=retry(1, 503)).get().status == answer
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_may_be_given_less_time_or_not_be_heard(mesh: Mesh, web: Sidecar) -> None:
+    app = mesh.backend(lambda conn: _busy_once(conn, app, ("Retry-After", "3")))
+    assert Service(web, app, retry=retry(1, 503, max_server_delay="2s")).get().status == 503
+    app.clear()
+    began = time.monotonic()
+    assert Service(web, app, retry=retry(1, 503, honour_retry_after=False)).get().status == 200
+    assert time.monotonic() - began < 3
+
+
+def _busy_once(conn: Conn, app: Backend, *fields: tuple[str, str]) -> None:
+    while True:
+        conn.take()
+        conn.reply(503 if len(app.requests) == 1 else 200, b"", fields if len(app.requests) == 1 else ())
+
+
+def test_a_retry_stays_within_the_version_that_was_chosen(mesh: Mesh, web: Sidecar) -> None:
+    """Both endpoints of v1 fail, one after the other; that v2 would serve does not matter."""
+    ones = [mesh.backend(statuses(*[503] * 50)) for _ in range(2)]
+    two = mesh.backend()
+    service = Service(
+        web,
+        retry=retry(3, 503),
+        circuit_breaker={"consecutive_failures": 1000},
+        address=[
+            *({"at": str(one), "labels": {"version": "1"}} for one in ones),
+            {"at": str(two), "labels": {"version": "2"}},
+        ],
+        versions={"v1": {"labels": {"version": "1"}}, "v2": {"labels": {"version": "2"}}},
+        routes=[{"name": "all", "to": "v1"}],
+    )
+    assert service.get().status == 503
+    asked = [len(one.requests) for one in ones]
+    assert sum(asked) == 4 and min(asked) > 0, "each, before one of them again"
+    assert two.requests == []
+
+
+def test_all_bodies_that_are_kept_share_8_mib(mesh: Mesh, web: Sidecar) -> None:
+    """Of 132 bodies of 64 KiB under way at once 128 fit, and can be sent again."""
+    count, fit, body = 132, 128, b"k" * (64 * KIB)
+    all_here = threading.Barrier(count)
+    first = itertools.count()
+
+    def script(conn: Conn) -> None:
+        while True:
+            conn.take()
+            if next(first) < count:
+                all_here.wait(15)
+                conn.reply(503)
+            else:
+                conn.reply(200)
+
+    app = mesh.backend(script)
+    service = Service(web, app, retry=retry(1, 503), circuit_breaker={"consecutive_failures": 10_000})
+    clients = [service.client() for _ in range(count)]
+    try:
+        for client in clients:
+            client.request("PUT", "/", service.name, body=body)
+        answers = Counter(client.response("PUT").status for client in clients)
+    finally:
+        for client in clients:
+            client.close()
+    assert answers == {200: fit, 503: count - fit}
+    assert service.count("retries") == fit
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -794,7 +871,7 @@ def test_a_fixed_response_a_redirect_and_a_rewrite(mesh: Mesh, web: Sidecar) -> 
         response = client.get("/fixed", host=service.name)
         assert (response.status, response.body) == (418, b"teapot")
         response = client.get("/moved?x", host=service.name)
-        assert (response.status, response.header("location")) == (308, b"https://example.com/there")
+        assert (response.status, response.header("location")) == (308, b"https://example.com/there?x")
         response = client.get("/old?q", host=service.name)
         assert response.json["target"] == "/new?q" and dict(response.json["headers"])["host"] == "inner"
         response = client.get("/", host=service.name, headers={"x-a": "0", "x-b": "0"})

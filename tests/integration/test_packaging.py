@@ -179,7 +179,7 @@ def test_names_of_test_files_are_unique() -> None:
 def test_a_built_package_installs_and_runs(tmp_path: Path) -> None:
     """Builds from a copy, as a user's pip would, and runs the installed command from elsewhere."""
     source = tmp_path / "source"
-    keep = (*PACKAGES, "pyproject.toml", "README.md", "LICENSE")
+    keep = (*PACKAGES, "pyproject.toml", "setup.py", "README.md", "LICENSE")
     source.mkdir()
     for name in keep:
         if (ROOT / name).is_dir():
@@ -209,7 +209,7 @@ def _run(command: list[str], directory: Path) -> str:
 # -- Makefile
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-full", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-full", "compiled", "bench"])
 def test_the_makefile_is_well_formed(target: str) -> None:
     make = tool("make")
     done = subprocess.run(

@@ -183,6 +183,25 @@ def test_registers_again_when_told_that_it_is_not(mesh: Mesh, control: Control) 
     until(lambda: id in control.registered, "the registration")
 
 
+@pytest.mark.parametrize(("minor", "more"), [(0, set()), (1, {"evidence"})])
+def test_what_an_older_control_plane_does_not_know_is_left_out(
+    mesh: Mesh, control: Control, minor: int, more: set[str]
+) -> None:
+    """It refuses keys that are newer than itself, and without heartbeats the registration would lapse."""
+    control.protocol = [1, minor]
+    held = {"service/reviews": service("reviews"), "service/web": service("web", calls=calls("reviews"))}
+    control.hold({**held, "endpoints/reviews": [endpoint(mesh.dead_address())]})
+    web = join(mesh, control, "web", app=mesh.backend())
+    id = control.id_of("web")
+    registered = until(lambda: control.registered.get(id), "the registration")
+    assert ("priority" in registered) is (minor == 1)
+    with web.client() as client:
+        for _ in range(8):
+            client.get("/")
+    told = until(lambda: [body for each, body in control.heartbeats if each == id and body["breakers"]], "a breaker")
+    assert set(told[0]) == {"edges", "breakers", "healthy", "reason"} | more
+
+
 def test_registers_only_once_the_application_answers_and_tells_its_health(mesh: Mesh, control: Control) -> None:
     health = {"http": "/status/200", "interval_s": 0.1, "timeout_s": 1.0, "unhealthy": 2, "healthy": 1}
     control.hold({"service/reviews": service("reviews", health=health)})

@@ -2,8 +2,9 @@
 
     python -m support.documents        (in tests/) writes the made parts anew
 
-Made parts stand between `<!-- NAME: made from the program -->` and `<!-- end of NAME -->`. What `pillion simulate`
-prints and draws in the documents is the business of `support.rehearsals`.
+Made parts stand between `<!-- NAME: made from the program -->` (of the policy file: `from the declarations`) and
+`<!-- end of NAME -->`. What `pillion simulate` prints and draws in the documents is the business of
+`support.rehearsals`.
 """
 
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 from control_plane.cli import VERBS, load
+from sidecar.model import reference as policy_file
 from sidecar.policy.outcome import Outcome
 from sidecar.proxy.answers import MESSAGES
 from sidecar.proxy.world import World
@@ -28,6 +30,7 @@ from . import rehearsals
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
 OBSERVABILITY = ROOT / "docs" / "observability.md"
+POLICY = ROOT / "docs" / "policy.md"
 
 
 def shell_blocks(text: str) -> list[str]:
@@ -133,7 +136,7 @@ def metrics_reference() -> str:
     registry = Registry(lambda: 0.0)
     process.register(registry)
     meters = Meters(registry)
-    meters.build_info("0", "3", lambda: "r")
+    meters.build_info(lambda: "0", "3", lambda: "r")
     meters.certificate_expiry(lambda: 0.0)
     meters.global_limits(lambda: 1.0, lambda: 0.0)
     meters.log_drops("own", lambda: 0.0)
@@ -141,6 +144,8 @@ def metrics_reference() -> str:
     for counters, label in (
         (meters.inbound.handshakes_failed, "x"),
         (meters.crashes, "x"),
+        (service.hedges, "x"),
+        (service.mirrored, "x"),
         (service.denied, "x"),
         (service.would_deny, "x"),
         (service.filter_errors, "x"),
@@ -152,11 +157,12 @@ def metrics_reference() -> str:
         registry.requests(side=side, service="s", route="r", version="v").record(b"GET", 503, "overflow", 0.1)
         registry.requests(side=side, service="s", route="r", version="v").record(b"POST", 200, "ok", 0.1, "OK")
     cluster: Any = SimpleNamespace(**dict.fromkeys(_CLUSTER_ATTRIBUTES, 0))
+    gate: Any = SimpleNamespace(limit=0, in_flight=0, waiting=0, shed={"c": 0})
     world: Any = SimpleNamespace(
         registry=registry,
         meters=meters,
-        state=SimpleNamespace(clusters={("in", "s", "p"): cluster}),
-        reactor=SimpleNamespace(),
+        state=SimpleNamespace(clusters={("in", "s", "p"): cluster}, gates={"s": gate}),
+        reactor=SimpleNamespace(held_bytes=0),
         downstreams=(),
         tunnels=(),
     )
@@ -211,6 +217,7 @@ _UNSAID = {
 MADE = {
     OPERATIONS: {"options": options_reference},
     OBSERVABILITY: {"metrics": metrics_reference, "reasons": reasons_reference},
+    POLICY: {"reference": policy_file.reference, "codes": policy_file.codes},
 }
 
 
@@ -218,7 +225,7 @@ def renewed(path: Path) -> str:
     """A document with its made parts as they should be."""
     text = path.read_text()
     for name, make in MADE[path].items():
-        pattern = rf"(<!-- {name}: made from the program -->\n).*?(<!-- end of {name} -->)"
+        pattern = rf"(<!-- {name}: made from the (?:program|declarations) -->\n).*?(<!-- end of {name} -->)"
         text, count = re.subn(pattern, lambda found: f"{found[1]}\n{make()}\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
         assert count == 1, f"{path} has no part {name!r}"
     return text

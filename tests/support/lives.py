@@ -20,6 +20,7 @@ from sidecar.api import AsyncFilter, Filter, Reply
 from sidecar.api import Request as ApiRequest
 from sidecar.api import Response as ApiResponse
 from sidecar.model.snapshot import (
+    Balancing,
     Budget,
     CircuitBreaker,
     Destination,
@@ -38,8 +39,10 @@ from sidecar.model.snapshot import (
     Tls,
 )
 from sidecar.policy import outliers
+from sidecar.policy.balancing import Aimed
 from sidecar.policy.exchange import SEND, WAIT, Do, Exchange
 from sidecar.proxy import downstream, http2_down_stream
+from sidecar.proxy import hedge as hedge_module
 from sidecar.proxy.filtering import Chain, Link
 from sidecar.proxy.http2_up import Http2Upstream
 from sidecar.proxy.serving import Serving
@@ -51,6 +54,7 @@ from .memory_net import DialError, Net, Peer, memory_world
 
 METHODS = [b"GET", b"GET", b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"]
 SIZES = [0, 0, 1, 500, 5_000, 65_536, 70_000, 300_000]
+ZONE = "here"
 ALPHABET = bytes(range(97, 123)) * 20_000
 
 
@@ -107,24 +111,55 @@ class Watched(Serving):
         self.sends += 1
         assert ex.attempt <= ex.plan.retry.max_retries
         assert ex.resends <= self.life.resends_max, "sent for nothing too often"
-        assert self.sends <= 1 + ex.attempt + ex.resends, "sent more often than policy allows"
+        elsewhere = ex.cluster is not ex.plan.cluster  # after an overflow, say
+        assert self.sends <= 1 + ex.attempt + ex.resends + elsewhere, "sent more often than policy allows"
         endpoint = ex.endpoint
         assert endpoint is not None and endpoint.active > 0
         if ex.fresh:  # the same attempt once more: nothing was picked
             assert ex.safe or self.life.resends_max > 1, "an unsafe request was sent twice"
             return
-        assert endpoint.breaker.state(now) != "open", "an open breaker was picked"
+        breaker = endpoint.breaker
+        assert breaker.state(now) != "open", "an open breaker was picked"
+        assert not breaker.tripped or now >= breaker._open_until, "a breaker was probed before its time"
         cluster = ex.cluster
         assert cluster.ejected == sum(each.ejected for each in cluster.endpoints.values())
         self.life.ejections = max(self.life.ejections, cluster.ejections)
         if not endpoint.healthy:
-            peers = ex.subset.endpoints
-            well = sum(each.healthy for each in peers)
-            assert 100.0 * well < cluster.panic_threshold * len(peers), "an unhealthy endpoint, and no panic"
+            self.check_panic(ex, endpoint)
+
+    def check_panic(self, ex: Exchange, endpoint: Any) -> None:
+        """Of the priority, and of all of them together, by the exact numbers of the documentation, and by the policy
+        that the request was matched with."""
+        subset = ex.subset.subset if isinstance(ex.subset, Aimed) else ex.subset
+        levels = subset._whole()
+        of_level = [[each.healthy for each in level.endpoints] for level in levels]
+        (own,) = [well for well, level in zip(of_level, levels, strict=True) if endpoint in level.endpoints]
+        assert 100.0 * sum(own) < levels[0].panic_threshold * len(own), "bad health or ejected, and no panic"
+        carried = sum(min(100.0, 140.0 * sum(well) / len(well)) for well in of_level)
+        assert len(levels) == 1 or carried < 100.0, "bad health or ejected, and others can carry the load"
 
     def _over(self, status: int, reason: str) -> None:
         self.endings += 1
         super()._over(status, reason)
+
+
+class WatchedRival(hedge_module.Rival):
+    """A hedge under observation."""
+
+    life: "Life"
+
+    def drive(self, do: Do) -> None:
+        ex, original, now = self.ex_, self.of.serving, self.world.reactor.now
+        assert do is SEND and not original.over and original.plan is not None and original.plan.hedge_s
+        first, other, breaker = original.endpoint, ex.endpoint, ex.endpoint.breaker if ex.endpoint is not None else None
+        assert other is not None and other is not first and breaker is not None, "a hedge where the request has been"
+        assert breaker.state(now) != "open", "an open breaker was picked for a hedge"
+        named = ex.plan.retry.methods is not None
+        assert original.m.method in (ex.plan.retry_methods if named else (b"GET", b"HEAD")), "not to be sent twice"
+        assert original.m.done and original.led is not None and original.led.attempt + 2 == ex.inherited + 1
+        self.life.hedges.append(self)
+        self.life.accounts_of(ex.cluster).retry(now)
+        super().drive(do)
 
 
 class Dawdler(AsyncFilter):
@@ -173,16 +208,22 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self.rnd = rnd = random.Random(seed)
+        self.places = random.Random(seed + 1_000_000)  # of endpoints, and how they are chosen by them
         self.servings: list[Watched] = []
+        self.hedges: list[WatchedRival] = []
+        self.slow = random.Random(seed + 2_000_000)  # of routes that hedge
+        self.hedge_after_s = [math.inf, 0.001, 0.02, 0.15]
         self.most = 0  # the highest limit on connections that was ever in force
         self.answers = self.ejections = 0
         self.resends_max = 1
+        self.inbound_share = 0.35  # of callers from the mesh to the own application, which all the servers are, too
         self.multiplex_from = math.inf  # all peers are of HTTP/1.1
         self.step_s = 0.0  # of the clock on the wall
         self.budgets = {
             name: Budget(rnd.choice([0.0, 20.0, 100.0]), rnd.choice([0.0, 1.0])) for name in ("shop", "spare")
         }
         self.books: dict[int, tuple[Any, Accounts]] = {}
+        self.own_budget = Budget(0.0, 0.0)  # nothing is retried on the way in
         self.cookies: list[bytes] = [b"nonsense"]
         self.net: Net
 
@@ -190,13 +231,13 @@ class Life:
         """By service; one that has left and come back has new ones."""
         found = self.books.get(id(cluster))
         if found is None:
-            found = self.books[id(cluster)] = cluster, Accounts(self.budgets[cluster.name])
+            found = self.books[id(cluster)] = cluster, Accounts(self.budgets.get(cluster.name, self.own_budget))
         return found[1]
 
     # -- policies
 
     def policy(self) -> Snapshot:
-        rnd = self.rnd
+        rnd, places = self.rnd, self.places
         connections = rnd.choice([1, 2, 3, 1024])
         self.most = max(self.most, connections)
         timeouts = Timeouts(
@@ -220,12 +261,15 @@ class Life:
             Route("again", Match(path="/again"), destinations, timeouts, retry, fallback=fallback, sticky=sticky),
             Route("default", Match(), destinations, timeouts, replace(retry, max_retries=0), fallback=fallback),
         )
+        routes = tuple(replace(each, hedge_after_s=self.slow.choice(self.hedge_after_s)) for each in routes)
         common = {"shop": routes, "spare": (Route("default", Match(), (Destination(None),), timeouts, retry),)}
         services = {}
         for name in ("shop", "spare"):
             hosts = rnd.sample(range(1, 6), rnd.choice([0, 1, 2, 3, 4, 4, 5]))
             own = [replace(each, retry=replace(each.retry, budget=self.budgets[name])) for each in common[name]]
             ill = rnd.choice([0.0, 0.0, 0.2, 0.6])
+            zones, priorities = places.choice([[""], [ZONE, "there"]]), places.choice([[0], [0], [0, 0, 1, 2]])
+            balance = rnd.choice(["round-robin", "least-request", "random", "peak-ewma"])
             services[name] = Service(
                 name,
                 self.ports(name),
@@ -236,17 +280,27 @@ class Life:
                         {"version": str(n % 2 + 1)},
                         tls=rnd.choice([Tls.MESH] * 3 + [Tls.PLAIN]),
                         healthy=rnd.random() >= ill,
+                        zone=places.choice(zones),
+                        priority=places.choice(priorities),
                     )
                     for n in hosts
                 ),
                 {"v1": {"version": "1"}, "v2": {"version": "2"}},
                 tuple(own),
                 limits=Limits(connections, rnd.choice([0, 2, 1024]), rnd.choice([2, 6, 1024])),
-                circuit_breaker=CircuitBreaker(rnd.choice([1, 3, 7]), rnd.choice([0.1, 1.0]), 2.0),
-                balance=rnd.choice(["round-robin", "least-request", "random", "peak-ewma"]),
+                circuit_breaker=CircuitBreaker(
+                    rnd.choice([1, 3, 7]), rnd.choice([0.1, 1.0]), 2.0, places.choice([None, None, 50.0, 90.0])
+                ),
+                balance=places.choice([balance, balance, balance, "ring-hash"]),
+                balancing=Balancing(
+                    by="cookie:stay",
+                    slow_start_s=places.choice([0.0, 0.0, 1.0]),
+                    panic_threshold=places.choice([50.0, 50.0, 0.0, 80.0]),
+                ),
                 outliers=rnd.choice([None, Outliers(0.5, 0.3, 0.5, 2.0, 50.0), Outliers(0.1, 0.3, 0.2, 0.4, 100.0)]),
             )
-        return Snapshot({"web": Service("web", routes=(Route("default"),)), **services})
+        own = Route("default", timeouts=timeouts, retry=retry)
+        return Snapshot({"web": Service("web", routes=(own,)), **services})
 
     def ports(self, name: str) -> tuple[Port, ...]:
         return ()
@@ -341,7 +395,7 @@ class Life:
         status = rnd.choice([200] * 8 + [503, 503, 500, 429, 404])
         date = formatdate(self.epoch() + rnd.choice([-5.0, 1.0, 1e6]), usegmt=True).encode()
         special = [b"x-pillion-reason: draining\r\n", b"retry-after: 1\r\n", b"x-pillion-retried: exhausted\r\n"]
-        special.append(b"retry-after: %b\r\n" % date)
+        special += [b"retry-after: %b\r\n" % date, b"x-pillion-reason: overflow\r\n"]
         extra = rnd.choice([b""] * 8 + special)
         body = ALPHABET[: rnd.choice(SIZES)]
         head = b"HTTP/1.1 %d X\r\n%b" % (status, extra)
@@ -378,19 +432,23 @@ class Life:
 
     async def caller(self) -> None:
         rnd = self.rnd
-        peer = self.net.caller(window=rnd.choice([1e9, 1e9, 20_000]))
+        window = rnd.choice([1e9, 1e9, 20_000])
+        inbound = self.places.random() < self.inbound_share
+        peer = self.net.mesh_caller("front", window=window) if inbound else self.net.caller(window=window)
         codec = Responses()
         for _ in range(rnd.randrange(1, 6)):
             await trio.sleep(rnd.uniform(0.0, 0.5))
             method = rnd.choice(METHODS)
             body = ALPHABET[: rnd.choice(SIZES)] if method in (b"PUT", b"POST") else b""
             path = rnd.choice([b"/", b"/again"])
-            head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+            host = rnd.choice([b"shop", b"shop", b"spare"])
+            head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
                 method,
                 path,
-                rnd.choice([b"shop", b"shop", b"spare"]),
+                b"web" if inbound else host,
                 len(body),
                 b"cookie: stay=%b\r\n" % rnd.choice(self.cookies) if rnd.random() < 0.3 else b"",
+                self.ties(inbound),
             )
             codec.expect(method)
             with trio.CancelScope() as scope:
@@ -401,6 +459,17 @@ class Life:
             if scope.cancelled_caught:
                 break
         peer.reset() if rnd.random() < 0.3 else peer.close()
+
+    def ties(self, inbound: bool) -> bytes:
+        """What ties requests across the application: few traces, so that several are in flight with one."""
+        places, fields = self.places, b""
+        if places.random() < 0.8:
+            fields += b"traceparent: 00-%032x-00f067aa0ba902b7-01\r\n" % places.randrange(1, 3)
+        if inbound or places.random() < 0.2:  # the caller's sidecar always tells one, and the callee's has no other
+            fields += b"x-request-deadline-ms: %d\r\n" % places.choice([0, 1, 200, 3000, 3000])
+        if inbound and places.random() < 0.3:
+            fields += b"x-pillion-attempt: %d\r\n" % places.randrange(3)
+        return fields
 
     async def exchange(self, peer: Peer, codec: Responses, data: bytes) -> bool:
         rnd = self.rnd
@@ -444,10 +513,11 @@ class Life:
             watched = type("Watched", (Watched,), {"life": self})
             patch.setattr(downstream, "Serving", watched)
             patch.setattr(http2_down_stream, "Serving", watched)
+            patch.setattr(hedge_module, "Rival", type("WatchedRival", (WatchedRival,), {"life": self}))
             patch.setattr(outliers, "OUTLIER_REQUESTS_MIN", 1)  # a life is short
             patch.setattr(outliers, "OUTLIER_ENDPOINTS_MIN", 2)
             chains = {("out", "shop"): self.chain} if seed % 3 == 0 else {}
-            async with memory_world(self.policy(), seed=seed, chains=chains) as net:
+            async with memory_world(self.policy(), seed=seed, chains=chains, zone=ZONE) as net:
                 self.net = net
                 net.world.epoch = self.epoch
                 net.world.pool.multiplex_from = self.multiplex_from
@@ -469,6 +539,8 @@ class Life:
         net = self.net
         assert net.leftovers() == []
         assert net.timers() == 0
+        tasks = [task.name for task in net.world.nursery.child_tasks]
+        assert len(tasks) == 1 and tasks[0].endswith("Reactor.run"), f"tasks are left: {tasks}"
         assert not net.world.downstreams
         assert all(chain.active == 0 for chain in net.world.plans.chains)
         assert all(serving.over and serving.endings == 1 for serving in self.servings)
@@ -476,6 +548,8 @@ class Life:
         exchanges = [serving.led for serving in self.servings if serving.led is not None]
         assert all(ex.finished and ex.endpoint is None for ex in exchanges)
         clusters = {id(c): c for ex in exchanges for c in (ex.cluster, ex.plan.cluster)}.values()
+        assert all(hedge.over and hedge.up is None and hedge.ex_.finished for hedge in self.hedges)
+        assert len({hedge.of for hedge in self.hedges}) == len(self.hedges), "more than one hedge for a request"
         assert sum(ex.attempt for ex in exchanges) == sum(cluster.retries for cluster in clusters)  # each was paid for
         assert sum(ex.resends for ex in exchanges) == sum(cluster.resends for cluster in clusters)
         for cluster in clusters:  # also those that left

@@ -123,7 +123,7 @@ class Far:
         if rnd.random() < 0.5:
             fields.append((b"content-length", b"%d" % len(body)))
         if rnd.random() < 0.1:
-            fields.append((b"x-pillion-reason", b"draining"))
+            fields.append((b"x-pillion-reason", rnd.choice([b"draining", b"overflow"])))
         if stream.method == b"HEAD" or (stream.m is not None and stream.m.method == b"HEAD"):
             self.codec.respond(stream, fields, True)
             return self.flush()

@@ -330,6 +330,7 @@ class Net:
         self.on_dial: Callable[[Endpoint], Any] = lambda endpoint: None
         self._send, self._receive = trio.open_memory_channel[Peer](math.inf)
         self.chains: Mapping[tuple[str, str], Callable[[Net], Any]] = {}
+        self.zone = ""  # where this sidecar is
 
     def call(self, fn: Callable[..., object], *args: Any) -> None:
         """Into the reactor, as any task does."""
@@ -358,6 +359,7 @@ class Net:
             sticky_key=b"k" * 32,
             chain=chain,
             balancer=balancer_of,
+            zone=self.zone,
             stats=lambda side, service, route, version: world.registry.requests(
                 side=side, service=service, route=route, version=version
             ),
@@ -460,6 +462,7 @@ async def memory_world(
     chains: Mapping[tuple[str, str], Callable[[Net], Any]] | None = None,
     at_rest: bool = True,
     http2_engine: str = "auto",
+    zone: str = "",
 ) -> AsyncIterator[Net]:
     """A Net under a policy. At the end nothing may have crashed, and with `at_rest` nothing may be left."""
     with pytest.MonkeyPatch.context() as patch:
@@ -469,7 +472,7 @@ async def memory_world(
         patch.setattr(http2_down_module, "Channel", MemoryChannel)
         async with trio.open_nursery() as nursery:
             net = Net(nursery, own, seed)
-            net.chains = chains or {}
+            net.chains, net.zone = chains or {}, zone
             net.world.http2_engine = http2_engine
             try:
                 net.apply(snapshot)

@@ -17,6 +17,8 @@ _TEXTS = {
     "an HTTP method, or any": ("GET", "any"),
     "a header name": ("x-a", "X-B", "accept"),
     "a header value": ("", "1", "on", "a b", "x:y"),
+    "a cookie's name": ("session", "beta"),
+    "a name": ("batch", "default"),
     "a path": ("/", "/healthz"),
     "a path or a path pattern": ("/", "/a", "/a/**", "/**/b", "/*/c*d/e"),
     "a regular expression": ("/a.*", "[0-9]{1,3}", "on"),
@@ -110,6 +112,7 @@ _ROUTES = st.lists(
             ),
             "sticky": st.sampled_from(({}, {"cookie": "c", "ttl": "1h"}, {"level": "version"}, {"level": "endpoint"})),
             "fallback": st.sampled_from(({"version": "v2"}, {"service": "api"}, {"status": 503, "body": "later"})),
+            "mirror": st.sampled_from(({"to": "v2"}, {"service": "api", "percent": "2.5%", "writes": True})),
             "headers": st.fixed_dictionaries(
                 {"request": st.sampled_from(({"set": {"X-A": "1"}}, {"remove": ["x-b"]}))}
             ),

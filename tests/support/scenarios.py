@@ -43,6 +43,7 @@ def at_rest(done: Engine) -> bool:
         and all(cluster.active == 0 for cluster in clusters)
         and all(endpoint.active == 0 for cluster in clusters for endpoint in cluster.endpoints.values())
         and all(edge.in_flight == 0 for edge in done.stage.edges.values())
+        and all(server.gate is None or server.gate.in_flight == server.gate.waiting == 0 for server in servers)
     )
 
 

@@ -76,6 +76,7 @@ class Control:
     def __init__(self, pki: Pki, ttl: timedelta = LEAF_TTL, *, clock: timedelta = timedelta(), name: str = "one"):
         self.pki, self.ttl, self.clock, self.name = pki, ttl, clock, name
         self.heartbeat_s = 0.3
+        self.protocol = [1, 1]
         self.resources: dict[str, tuple[str, Json]] = {}
         self.sidecars: dict[str, Known] = {}
         self.tokens: dict[str, str] = {}
@@ -339,7 +340,7 @@ class Control:
             conn,
             {
                 "type": "hello",
-                "protocol": [1, 0],
+                "protocol": self.protocol,
                 "replica": self.name,
                 "sidecar": id,
                 "heartbeat_s": self.heartbeat_s,

@@ -22,6 +22,7 @@ from sidecar.model.resolve import (
     build_service,
     fallback_circles,
     fallbacks_of,
+    mirrors_of,
     report_circle,
 )
 from sidecar.model.snapshot import Service, Snapshot
@@ -90,8 +91,9 @@ def _damaged(name: str, why: str) -> Part:
 def _part(content: Content, stated: Stated | None, problems: tuple[Problem, ...]) -> Part:
     fallbacks = frozenset(fallbacks_of(stated)) if stated is not None else frozenset()
     calls = stated.value.get("calls") if stated is not None else None
+    others = fallbacks.union(calls or (), mirrors_of(stated) if stated is not None else ())
     digest = hashlib.sha256("\0".join(map(str, content)).encode(errors="replace")).digest()
-    return Part(content, stated, problems, fallbacks | frozenset(calls or ()), fallbacks, digest)
+    return Part(content, stated, problems, others, fallbacks, digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from sidecar.discovery.refusal import Refusal
 from sidecar.discovery.resources import (
     BASE,
     Holdings,
     ProtocolError,
     PushReader,
-    Refusal,
     Resource,
     settle,
 )

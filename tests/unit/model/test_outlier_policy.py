@@ -22,7 +22,6 @@ def web(outliers: str, addresses: int = 0, more: str = "") -> tuple[Service, lis
 @pytest.mark.parametrize(
     ("outliers", "expected"),
     [
-        ("{}", None),
         ("{panic_threshold: 30%}", None),
         ("{stdev_factor: 1.9}", Outliers()),  # what is built in, and yet stated
         ("{interval: 5s}", Outliers(interval_s=5.0)),
@@ -36,6 +35,11 @@ def web(outliers: str, addresses: int = 0, more: str = "") -> tuple[Service, lis
 def test_on_when_any_key_of_ejection_is_stated(outliers: str, expected: Outliers | None) -> None:
     service, problems = web(outliers)
     assert service.outliers == expected and problems == []
+
+
+def test_an_empty_map_switches_nothing_on_and_that_is_said() -> None:
+    service, problems = web("{}")
+    assert service.outliers is None and problems == ["`outliers: {}` says nothing: one of its keys switches it on"]
 
 
 def test_null_restores_what_is_built_in_which_is_off() -> None:

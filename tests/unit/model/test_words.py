@@ -72,7 +72,14 @@ def test_not_header_values(text: str) -> None:
     assert words.header_value(text) is not None
 
 
-@pytest.mark.parametrize("text", ["//evil.example", "javascript:alert(1)", "/a b", "/a\r\nSet-Cookie: x", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a b", "/a\r\nSet-Cookie: x", "", "x", "ftp://x/",
+        "https://e.example?x", "https://e.example#x", "https://u@e.example", "https://e.example:0/", "https:/x",
+        "https:",
+    ],
+)  # fmt: skip
 def test_not_redirect_targets(text: str) -> None:
     assert words.redirect_target(text) is not None
 

@@ -8,10 +8,10 @@ from sidecar.policy.correlation import Correlation
 def test_one_in_flight_is_inherited_until_it_ends() -> None:
     memory = Correlation()
     token = memory.enter(b"t", 12.5, 1)
-    assert memory.lookup(b"t") == (12.5, 1)
-    assert memory.lookup(b"other") == (math.inf, 0)
+    assert memory.lookup(b"t") == (12.5, 1) and b"t" in memory
+    assert memory.lookup(b"other") == (math.inf, 0) and b"other" not in memory
     memory.leave(token)
-    assert memory.lookup(b"t") == (math.inf, 0)
+    assert memory.lookup(b"t") == (math.inf, 0) and b"t" not in memory
     assert len(memory) == 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.memory_exchange import EVERYTHING, at_rest, endpoints_of, make_cluster, make_exchange, make_plan
 
-from sidecar.model.snapshot import Budget, CircuitBreaker, Limits, Retry, Timeouts
+from sidecar.model.snapshot import Budget, CircuitBreaker, Limits, Respond, Retry, Timeouts
 from sidecar.policy.cluster import FallbackPlan, Subset
 from sidecar.policy.exchange import ANSWER, CUT, DONE, OFF, RELAY, SEND, WAIT, Do, Exchange
 from sidecar.policy.outcome import Failure, Outcome
@@ -522,6 +522,87 @@ def test_a_fallback_that_cannot_serve_either_ends():
     ex = make_exchange(plan)
     assert ex.begin(0.5) is ANSWER
     assert ended(ex, Outcome.CIRCUIT_OPEN) and at_rest(cluster)
+
+
+def test_a_fallback_to_another_service_serves_what_an_instance_has_shed():
+    cluster, other, plan = with_fallback()
+    ex = make_exchange(plan, method=b"POST")
+    assert ex.begin(0.0) is SEND
+    assert ex.response_head(503, 0.1, "overflow") is SEND
+    assert ex.cluster is other and ex.endpoint in endpoints_of(other) and ex.attempt == 0
+    assert at_rest(cluster) and cluster.retries == other.retries == 0  # it is no retry: nobody pays for it
+    assert not any(endpoint.failures for endpoint in endpoints_of(cluster))
+    assert ex.due == pytest.approx(ex.ends)  # within the time of the whole
+    ex.response_head(200, 0.2)
+    ex.response_end(0.2)
+    assert ended(ex, Outcome.OK) and at_rest(other)
+
+
+def test_one_that_sheds_too_is_believed():
+    _, other, plan = with_fallback()
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    ex.response_head(503, 0.1, "overflow")
+    assert ex.response_head(503, 0.2, "overflow") is RELAY
+    ex.response_end(0.2)
+    assert at_rest(other)
+
+
+def test_an_application_that_says_503_is_not_taken_for_one_that_sheds():
+    _, _, plan = with_fallback()
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    assert ex.response_head(503, 0.1) is RELAY
+
+
+def test_what_cannot_be_sent_again_gets_the_overflow():
+    _, _, plan = with_fallback()
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    ex.replayable = False
+    assert ex.response_head(503, 0.1, "overflow") is RELAY
+
+
+def test_a_fixed_response_stands_in_for_an_overflow():
+    cluster = make_cluster()
+    plan = make_plan(cluster)
+    plan.fallback = FallbackPlan(cluster, None, Respond(200, "[]"))
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    ex.replayable = False
+    assert ex.response_head(503, 0.1, "overflow") is ANSWER
+    assert ended(ex, Outcome.OVERFLOW) and at_rest(cluster)
+
+
+def test_another_version_does_not():
+    cluster = make_cluster()
+    plan = make_plan(cluster)
+    plan.fallback = FallbackPlan(cluster, Subset("v1", endpoints_of(cluster)), None)
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    assert ex.response_head(503, 0.1, "overflow") is RELAY
+
+
+def test_the_own_limits_of_a_caller_lead_to_the_fallback_as_well():
+    other = make_cluster("backup")
+    cluster = make_cluster(limits=Limits(requests=1))
+    plan = make_plan(cluster)
+    plan.fallback = FallbackPlan(other, Subset("", endpoints_of(other)), None)
+    first, second = make_exchange(plan), make_exchange(plan)
+    assert first.begin(0.0) is SEND and second.begin(0.0) is SEND
+    assert second.cluster is other and (cluster.active, cluster.overflows) == (1, 1)
+    assert second.refused(Outcome.OVERFLOW, 0.1) is ANSWER  # a full queue, there
+    assert ended(second, Outcome.OVERFLOW) and at_rest(other)
+    assert first.refused(Outcome.OVERFLOW, 0.1) is SEND and first.cluster is other
+    assert at_rest(cluster)
+
+
+def test_nothing_is_sent_to_a_fallback_when_the_time_is_up():
+    _, other, plan = with_fallback()
+    ex = make_exchange(plan)
+    ex.begin(0.0)
+    assert ex.response_head(503, ex.ends, "overflow") is ANSWER
+    assert ended(ex, Outcome.OVERFLOW) and at_rest(other)
 
 
 # The breaker, through the exchange

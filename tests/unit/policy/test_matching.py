@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.model.snapshot import Match, ValueMatch
-from sidecar.policy.matching import compile_match, compile_value, query_values
+from sidecar.policy.matching import compile_match, compile_value, cookie_values, query_values
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -142,3 +142,44 @@ def test_no_request_makes_a_predicate_raise(text: bytes, value: bytes, path: byt
         Match(query=match.query),
     ):
         matches(only, path=path, query=text, headers=[(b"x", value)])
+
+
+def cookies(kind: str, value: str = "", name: str = "canary") -> Match:
+    return Match(cookies=((name, ValueMatch(kind, value)),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ([], []),
+        ([(b"cookie", b"canary=1")], [b"1"]),
+        ([(b"cookie", b"a=b; canary=1;c=d")], [b"1"]),
+        ([(b"cookie", b"a=b"), (b"cookie", b"canary=1")], [b"1"]),  # as HTTP/2 splits them
+        ([(b"cookie", b"canary=1; canary=2")], [b"1", b"2"]),
+        ([(b"cookie", b'canary="x y"')], [b"x y"]),
+        ([(b"cookie", b'canary="')], [b'"']),
+        ([(b"cookie", b"canary=a=b")], [b"a=b"]),
+        ([(b"cookie", b"canary=")], [b""]),
+        ([(b"cookie", b"canary")], []),
+        ([(b"cookie", b"xcanary=1; canaryx=1; Canary=1")], []),
+        ([(b"set-cookie", b"canary=1")], []),
+    ],
+)
+def test_values_of_a_cookie(fields: Fields, found: list[bytes]) -> None:
+    assert cookie_values(fields, b"canary") == found
+    assert matches(cookies("present"), headers=fields) == bool(found)
+
+
+def test_cookies_match_in_the_same_forms_as_headers() -> None:
+    fields = [(b"cookie", b"canary=blue-2")]
+    assert matches(cookies("exact", "blue-2"), headers=fields)
+    assert matches(cookies("prefix", "blue"), headers=fields)
+    assert matches(cookies("regex", "blue-[0-9]"), headers=fields)
+    assert not matches(cookies("exact", "blue"), headers=fields)
+    both = Match(cookies=(*cookies("present").cookies, *cookies("present", name="other").cookies))
+    assert not matches(both, headers=fields)
+
+
+@given(st.lists(st.tuples(st.just(b"cookie"), st.binary(max_size=40)), max_size=3))
+def test_no_cookie_field_is_too_odd(fields: Fields) -> None:
+    matches(cookies("prefix", "a"), headers=fields)

@@ -52,20 +52,6 @@ def test_malformed_requests_keep_their_status():
         assert outcome.status == status
 
 
-@pytest.mark.parametrize(
-    ("to", "location"),
-    [
-        ("https://e.example", b"https://e.example/a?b"),
-        ("https://e.example/x", b"https://e.example/x"),
-        ("/x", b"/x"),
-    ],
-)
-def test_where_redirects_lead(to, location):
-    m = Message()
-    m.path = b"/a?b"
-    assert answers.location(to, m) == location
-
-
 # Over HTTP/2
 
 

@@ -14,10 +14,12 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 GET = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n"
 
 
-def network(connections: int = 1024, pending: int = 1024, *, endpoints: int = 1, **options: Any) -> Any:
+def network(
+    connections: int = 1024, pending: int = 1024, *, endpoints: int = 1, tls: Tls = Tls.MESH, **options: Any
+) -> Any:
     route: dict[str, Any] = {"retry": options.pop("retry", Retry(max_retries=0))}
     route["timeouts"] = options.pop("timeouts", Timeouts(total_s=60.0))
-    specs = tuple(EndpointSpec(f"10.0.0.{n + 1}", 1, tls=Tls.MESH) for n in range(endpoints))
+    specs = tuple(EndpointSpec(f"10.0.0.{n + 1}", 1, tls=tls) for n in range(endpoints))
     shop = Service(
         "shop",
         endpoints=specs,
@@ -334,6 +336,23 @@ async def test_an_idle_connection_that_says_something_is_closed(autojump_clock, 
         server.send(b"x") if how == "send" else getattr(server, how)()
         await quiet()
         assert net.cluster("shop").connections == 0 and app.read() == OK
+
+
+async def test_what_an_application_has_sent_unasked_answers_no_request(autojump_clock):
+    """Also where it is read only after the next request has come: both were ready at the same time."""
+    async with network(tls=Tls.PLAIN) as net:
+        (app,) = await callers(net, 1)
+        server = await net.accepted()
+        server.send(OK)
+        assert app.read() == OK and server.channel is not None
+        server.channel.inbox.append(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+        app.send(GET)
+        again = await net.accepted()
+        await quiet()
+        assert server.ended is not None
+        again.send(OK)
+        await quiet()
+        assert app.read() == OK
 
 
 async def test_a_connection_lost_between_two_requests_is_made_again(autojump_clock):

@@ -612,6 +612,30 @@ async def test_an_outbound_request_inherits_deadline_and_attempt(autojump_clock)
         server.send(OK)
 
 
+@pytest.mark.parametrize("told", [b"", b"x-request-deadline-ms: 8000\r\n"])
+@pytest.mark.parametrize("gone", [False, True])
+async def test_an_end_right_behind_a_request_is_the_end_where_its_own_caller_has_left(gone, told, autojump_clock):
+    """Applications end their connections with the same FIN, whether they want the answer or are not waited for."""
+    trace = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % (b"4bf92f3577b34da6a3ce929d0e0e4736")
+    async with network(shop()) as net:
+        peer = net.mesh_caller("front")
+        inside = await asked(net, peer, b"GET / HTTP/1.1\r\nhost: web\r\n" + trace + told + b"\r\n")
+        app = net.caller()
+        server = await asked(net, app, GET.replace(b"\r\n\r\n", b"\r\n" + trace + b"\r\n"))
+        if gone:
+            peer.reset()
+            await quiet()
+            assert inside.ended is not None
+        app.close()
+        await quiet()
+        assert (server.ended is not None) is gone
+        if not gone:
+            server.send(OK)
+            inside.send(OK)
+        await quiet()
+        assert net.log == ([(499, "caller_gone")] * 2 if gone else [(200, "ok")] * 2)
+
+
 async def test_a_success_is_not_marked(autojump_clock):
     trace = b"traceparent: 00-%s-00f067aa0ba902b7-01\r\n" % (b"4bf92f3577b34da6a3ce929d0e0e4736")
     async with network(shop()) as net:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_the_seed_and_the_length_of_the_run(capsys: Said, tmp_path: Path) -> Non
     assert runs[0] == runs[1] != runs[2]
     assert runs[3]["duration_s"] == 10.0 and runs[3]["runs"][0]["requests"] < 1200
     assert runs[4]["runs"][0]["requests"] == 77
+
+
+@pytest.mark.long
+def test_half_a_million_requests_take_less_than_a_minute(capsys: Said) -> None:
+    """A tenth of both, by the processor's time: the machine may be busy."""
+    began_s = time.process_time()
+    assert main(["simulate", str(EXAMPLES / "retry-storm.yaml"), "--duration", "10m", "--requests", "50000"]) in (0, 1)
+    assert time.process_time() - began_s < 6.0
+    assert int(capsys.readouterr().err.split()[0]) >= 50_000
 
 
 def test_an_objective_that_breaks(capsys: Said, tmp_path: Path) -> None:

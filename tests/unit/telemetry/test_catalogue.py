@@ -54,7 +54,7 @@ NAMES = {
 def test_every_metric_has_its_name_in_both_formats() -> None:
     registry = Registry(lambda: 0.0)
     meters = Meters(registry)
-    meters.build_info("0.1.0", "3.11.2", lambda: "abc")
+    meters.build_info(lambda: "0.1.0", "3.11.2", lambda: "abc")
     meters.certificate_expiry(lambda: 1.7e9)
     meters.global_limits(lambda: 0.5, lambda: 2.0)
     meters.log_drops("access", lambda: 3)

@@ -104,6 +104,27 @@ class Hoards(Balancer):
         return endpoint
 
 
+class HoardsInItsClass(Weighs):
+    seen: list[str] = []
+
+    def ended(self, endpoint, result, latency_s, now):
+        self.seen.append(f"{endpoint.key} {now}")
+
+
+class Counts(Balancer):
+    def pick(self, candidates, key, now, rnd):
+        endpoint = weighted(candidates, rnd)
+        endpoint.active += 1
+        return endpoint
+
+
+class Hashes(Balancer):
+    keyed = True
+
+    def pick(self, candidates, key, now, rnd):
+        return max(candidates, key=lambda e: hash((key, e.key)))
+
+
 class Trips(Weighs):
     def ended(self, endpoint, result, latency_s, now):
         assert result != "throttled"
@@ -152,6 +173,9 @@ def test_proper_balancers_pass() -> None:
         (ByOrder, "told in another order"),
         (IgnoresWeight, "heed `weight`"),
         (Hoards, "objects more"),
+        (HoardsInItsClass, "objects more"),
+        (Counts, "pick writes to endpoints"),
+        (Hashes, "uses hash(), which differs between processes"),
         (Trips, "for throttled after 0.0 s"),
         (Describes, "must give a map of numbers and texts"),
         (Careless, "ignores unknown keys"),

@@ -412,3 +412,9 @@ class TestResponses:
         codec.receive(OK[:-1])
         with pytest.raises(AssertionError):
             codec.expect(b"GET")
+
+
+def test_cookie_fields_become_one_where_the_first_stood() -> None:
+    codec = Requests()
+    codec.receive(b"GET / HTTP/1.1\r\nHost: a\r\nCookie: a=1\r\nX: y\r\nCOOKIE: b=2; c=3\r\ncookie:\r\n\r\n")
+    assert codec.messages[0].headers == [(b"cookie", b"a=1; b=2; c=3; "), (b"x", b"y")]

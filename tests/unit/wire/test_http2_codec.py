@@ -25,13 +25,14 @@ from support.http2_frames import (
 from sidecar.wire.http2 import PEERS, STRANGERS, ErrorCode, Http2, Http2Error, Http2Limits, Stream, open_codec
 
 ENGINES = ["h2", "ngh2"]
+EVEN = Http2Limits()  # windows that begin at their full size
 SMALL = Http2Limits(streams_max=4, window_bytes=65536)
 
 
 class Pair:
     """A client and a server. `turn` carries what either has to send, `step` bytes at a time, until both are silent."""
 
-    def __init__(self, engines: tuple[str, str] = ("h2", "h2"), limits: Http2Limits = STRANGERS, step: int = 0) -> None:
+    def __init__(self, engines: tuple[str, str] = ("h2", "h2"), limits: Http2Limits = EVEN, step: int = 0) -> None:
         self.client = open_codec(False, limits, engine=engines[0])
         self.server = open_codec(True, limits, engine=engines[1])
         self.step = step
@@ -70,6 +71,31 @@ class Pair:
         self.turn()
         (theirs,) = self.news(self.server)
         return mine, theirs
+
+
+def test_a_codec_that_has_nothing_to_send_says_so() -> None:
+    """Or may say that it does not know; what it has to send it never conceals."""
+    pair = Pair(("ngh2", "ngh2"))
+    codecs = (pair.client, pair.server)
+    for number in range(300):
+        mine = pair.ask(False, b"POST")
+        pair.client.send(mine, bytes(number * 300), number % 2 == 0)
+        assert pair.client.wants_to_send
+        for codec, other in (codecs, codecs[::-1]) * 6:
+            wants = codec.wants_to_send
+            data = codec.to_send()
+            assert wants or not (data or codec.news)
+            other.receive(data, 0.0)
+            for stream in other.take_news():
+                if stream.m is not None and other is pair.server:
+                    if number % 3:
+                        stream.m.take()
+                        other.consumed(stream)
+                    if stream.ended:
+                        other.respond(stream, response(), True)
+        if not mine.closed:
+            pair.client.reset(mine, ErrorCode.CANCEL)
+    assert all(codec.error is None for codec in codecs)
 
 
 @pytest.fixture(params=[(a, b) for a in ENGINES for b in ENGINES], ids=lambda pair: f"{pair[0]}-{pair[1]}")
@@ -524,14 +550,44 @@ class TestLimits:
     def test_the_windows_are_as_told(self, engine: str) -> None:
         for limits in (STRANGERS, PEERS):
             server = open_codec(True, limits, engine=engine)
-            told, opened = Parser().feed(server.to_send())
-            assert told.settings[INITIAL_WINDOW_SIZE] == limits.window_bytes
-            assert opened.kind == WINDOW_UPDATE
+            (told,) = Parser().feed(server.to_send())
+            assert told.settings[INITIAL_WINDOW_SIZE] == limits.first_window_bytes
+            server.receive(PREFACE + settings(), 0.0)
+            assert WINDOW_UPDATE not in {frame.kind for frame in Parser().feed(server.to_send())}
+            server.receive(settings(ack=True), 0.0)  # until then the client may take its streams' windows for larger
+            (opened,) = Parser().feed(server.to_send())
+            assert opened.kind == WINDOW_UPDATE and opened.sid == 0
             assert opened.increment == limits.streams_max * limits.window_bytes - 65535
+            server.receive(settings(ack=True), 0.0)
+            client = open_codec(False, limits, engine=engine)
+            told, opened = Parser(preface=True).feed(client.to_send())
+            assert told.settings[INITIAL_WINDOW_SIZE] == limits.window_bytes
+            assert opened.increment == limits.streams_max * limits.window_bytes - 65535
+
+    def test_a_widened_window(self, engine: str) -> None:
+        limits = Http2Limits(first_window_bytes=10_000)
+        pair = Pair((engine, engine), limits)
+        mine, theirs = pair.open(False, b"POST")
+        other, others = pair.open(False, b"POST")
+        for stream in (mine, other):
+            pair.client.send(stream, b"x" * 200_000)
+        pair.turn()
+        assert theirs.unread_bytes == others.unread_bytes == 10_000
+        pair.server.consumed(theirs)
+        pair.server.widen(theirs)
+        pair.turn()
+        assert (theirs.unread_bytes, others.unread_bytes) == (65536, 10_000)
+        pair.server.consumed(theirs)
+        pair.turn()
+        assert (theirs.unread_bytes, others.unread_bytes) == (65536, 10_000)
+        pair.server.reset(theirs, ErrorCode.CANCEL)
+        pair.server.widen(theirs)  # which is over: nothing
+        pair.turn()
+        assert pair.server.error is None
 
     def test_what_is_told(self, engine: str) -> None:
         server = open_codec(True, STRANGERS, engine=engine)
-        (told, _) = Parser().feed(server.to_send())
+        (told,) = Parser().feed(server.to_send())
         assert told.settings == {3: 100, 4: 65536, 6: 65536, 8: 1, 9: 1}
         client = open_codec(False, STRANGERS, engine=engine)
         (told, _) = Parser(preface=True).feed(client.to_send())
@@ -598,3 +654,20 @@ class TestCuts:
         assert server.unfinished and not server.news
         server.receive(b"\x01", 0.0)
         assert not server.unfinished and server.news
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_peers_word_does_not_make_the_table_of_our_encoder_large(engine: str) -> None:
+    """It says what it would remember; what we remember is ours to say (RFC 7541, section 4.2)."""
+    codec = open_codec(False, engine=engine)
+    codec.receive(settings({1: 0xFFFFFFFF}), 0.0)
+    assert codec.error is None
+    wire = codec.to_send()
+    parser = Parser(preface=True)
+    parser.feed(wire)
+    for n in range(400):
+        stream = Stream(method=b"GET")
+        codec.request(stream, request(more=[(b"x-unique-%d" % n, b"%d" % n * 20)]), True)
+        assert parser.feed(codec.to_send())  # its table has 4096 bytes, as everybody's at first: more would not parse
+        codec.receive(headers(stream.sid, response(), True), 0.0)
+        assert codec.error is None

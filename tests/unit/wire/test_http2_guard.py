@@ -30,6 +30,7 @@ from sidecar.wire.http2_guard import (
     BLOCK_BYTES_MAX,
     BUDGETS,
     CONTINUATIONS_MAX,
+    RAPID_S,
     SETTINGS_ENTRIES_MAX,
     UNAGREED_STREAMS_MAX,
     Guard,
@@ -305,7 +306,7 @@ class TestRapidReset:
             guard.feed(headers(sid, b"\x82", end=True), now)
             guard.feed(rst_stream(sid), now)
             try:
-                guard.stream_reset_by_peer()
+                guard.stream_reset_by_peer(now)
             except Http2Error as exc:
                 return count + 1 if (exc.code, exc.limit) == calm("rapid_reset") else -1
         return most
@@ -319,11 +320,18 @@ class TestRapidReset:
             for _ in range(2):
                 try:
                     guard.now = float(second)
-                    guard.stream_reset_by_peer()
+                    guard.stream_reset_by_peer(guard.now)
                 except Http2Error:
                     assert guard.now < 60
                     return
         raise AssertionError("two a second for a minute")
+
+    def test_calls_that_are_given_up_after_a_while_do_not_count(self) -> None:
+        guard = server()
+        guard.now = RAPID_S
+        for _ in range(10_000):
+            guard.stream_reset_by_peer(0.0)
+        assert self.attack(guard, RAPID_S) == BURST["rapid_reset"] + 1
 
     def test_resets_that_errors_force_on_us_count(self) -> None:
         guard = server()
@@ -340,7 +348,7 @@ class TestRapidReset:
                 guard.stream_finished()
             else:
                 guard.feed(rst_stream(sid), 0.0)
-                guard.stream_reset_by_peer()
+                guard.stream_reset_by_peer(0.0)
 
     def test_finished_streams_save_up_nothing(self) -> None:
         guard = server()
@@ -356,7 +364,7 @@ class TestRapidReset:
         for sid in range(3, 4003, 2):
             guard.opened(sid)
             guard.feed(rst_stream(sid), 0.0)
-            guard.stream_reset_by_peer()
+            guard.stream_reset_by_peer(0.0)
             guard.stream_reset_by_us()
 
     def test_streams_before_our_settings_are_acknowledged(self) -> None:

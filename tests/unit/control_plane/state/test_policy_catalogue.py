@@ -221,6 +221,17 @@ services:
     assert catalogue.broken == {}
 
 
+def test_a_mirror_is_judged_again_when_the_service_that_it_names_comes_or_goes() -> None:
+    text = "version: 1\nservices:\n  a: {routes: [{mirror: {service: b}}]}\n  b: {}\n"
+    catalogue = Catalogue()
+    update(catalogue, documents(text.replace("  b: {}\n", "")))
+    assert codes(catalogue) == {"services/a": ["P0108"]}
+    snapshot = update(catalogue, documents(text))
+    assert catalogue.broken == {} and snapshot.services["a"].routes[0].mirror is not None
+    update(catalogue, documents(text.replace("b: {}", "b: {ports: {sql: {port: 1, protocol: tcp}}}")))
+    assert codes(catalogue) == {"services/a": ["P0111"]}
+
+
 VALID = st.lists(policies(), min_size=2, max_size=4)
 
 

@@ -13,6 +13,7 @@ services:
     owners: [team]
     authz: {allow: [{from: [web]}]}
     rate_limit: {requests: 5, per: 1s}
+    concurrency: {max: 8}
     routes:
       - {fallback: {service: ratings}, authz: {deny: [{from: [other]}]}}
   ratings: {}
@@ -65,6 +66,7 @@ def test_callers_are_not_told_what_the_callee_enforces() -> None:
     view = callers_view(reviews)
     assert view.authz == () and view.owners == () and all(not route.authz for route in view.routes)
     assert all(route.rate_limit is None for route in view.routes)
+    assert reviews.concurrency is not None and view.concurrency is None
     own = next(each for each in full().of("reviews", (), False) if each.name == "service/reviews")
     other = next(each for each in full().of("web", (), False) if each.name == "service/reviews")
     assert b'"authz"' in own.line and b'"authz"' not in other.line
@@ -90,3 +92,12 @@ def test_a_service_that_goes_takes_its_endpoints_along() -> None:
     del left["other"]
     assert resources.put_services(left) == {"own/other", "service/other", "endpoints/other", NAMES}
     assert "endpoints/other" not in resources.held
+
+
+def test_a_sidecar_gets_what_the_services_that_it_calls_mirror_to() -> None:
+    text = MESH.replace("{fallback: {service: ratings}, ", "{mirror: {service: other}, ")
+    resources = Resources()
+    resources.put_services(services(text))
+    assert resources.needed("web", (), False) == {"web", "reviews", "other"}
+    reviews = callers_view(services(text)["reviews"])
+    assert reviews.routes[0].mirror is not None and reviews.routes[0].mirror.service == "other"
