@@ -78,7 +78,10 @@ class Ngh2Codec(Http2):
     def _open_window(self) -> None:
         whole = self.limits.streams_max * self.limits.window_bytes
         if whole > _DEFAULT_WINDOW:
-            self._conn.set_local_window_size(whole)
+            try:
+                self._conn.set_local_window_size(whole)
+            except NGH2Error:
+                pass  # what came behind the acknowledgement has ended the connection
 
     # -- input
 
@@ -117,7 +120,7 @@ class Ngh2Codec(Http2):
         except Http2Error as exc:  # of the guard's hooks, for something that came before what else failed
             failure = exc
         except NGH2Error as broken:
-            failure = Http2Error(ErrorCode.INTERNAL_ERROR, _words(broken))
+            failure = failure or Http2Error(ErrorCode.INTERNAL_ERROR, _words(broken))
         if failure is not None:
             self._fail(failure)
 
