@@ -275,6 +275,7 @@ class Engine:
             self._enter(attempt, attempt.server, now)
         elif ticket.at is SHED and attempt.call is not None:
             attempt.status, attempt.reason = Outcome.OVERFLOW.status, Outcome.OVERFLOW.reason
+            attempt.call.edge.shed += 1
             self._refuse(attempt, now)
 
     def _enter(self, attempt: Attempt, server: Server, now: float) -> None:

@@ -234,8 +234,10 @@ OUTAGE = Table(
         Field("errors", ERRORS, "How they fail meanwhile."),
         Field("down", Choice(("refused", "silent")), "They are gone: connections are refused, or nobody answers. "
               "Callers hear of it after the lease."),
+        Field("unhealthy", Flag(), "Their health checks fail meanwhile. Callers hear of it after as many checks as the "
+              "policy's `health` says."),
     ),
-    doc="Which endpoints, and at least one of latency, slowdown, errors and down.",
+    doc="Which endpoints, and at least one of latency, slowdown, errors, down and unhealthy.",
 )  # fmt: skip
 AT_LEAST = ("success_effective", "success_actual")
 AT_MOST = ("p50", "p99", "amplification", "openings")

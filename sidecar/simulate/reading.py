@@ -23,6 +23,7 @@ from .fields import AT_LEAST, AT_MOST, SCENARIO
 from .population import behaviour, latency_of, services_of
 from .scenario import PANELS, Down, Load, Objective, Outage, Scenario, ServiceModel, Shape
 
+EFFECTS = ("latency", "slowdown", "errors", "down", "unhealthy")
 _TIMED = ("success_effective", "p50", "p99")  # what can be said of a part of the run
 
 
@@ -184,9 +185,9 @@ class _Resolver:
 
     def _outage(self, block: Block, duration_s: float) -> Outage | None:
         sink = self.sink
-        effects = [key for key in ("latency", "slowdown", "errors", "down") if block.stated(key) is not None]
+        effects = [key for key in EFFECTS if block.stated(key) is not None and block.get(key) is not False]
         if not effects and not _cut(block):
-            help = "say at least one of latency, slowdown, errors and down"
+            help = f"say at least one of {', '.join(EFFECTS[:-1])} and {EFFECTS[-1]}"
             sink.error("P0502", "an outage in which nothing goes wrong", block.node, help=help)
         if "latency" in effects and "slowdown" in effects:
             sink.error("P0502", "an outage states `latency` or `slowdown`, not both", block.node)
@@ -222,6 +223,7 @@ class _Resolver:
             slowdown=block.get("slowdown"),
             errors=behaviour(block, sink).errors,
             down=Down(block.get("down")) if block.get("down") is not None else None,
+            unhealthy=bool(block.get("unhealthy")),
         )
 
     def _within(self, service: str | None) -> list[ServiceModel]:
@@ -298,6 +300,8 @@ def _what(block: Block) -> str:
         words.append("another latency")
     if block.get("down") is not None:
         words.append(f"down ({block.get('down')})")
+    if block.get("unhealthy"):
+        words.append("unhealthy")
     return ", ".join(words)
 
 

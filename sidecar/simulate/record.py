@@ -38,6 +38,7 @@ class Edge:
         "in_flight",
         "outcomes",
         "root",
+        "shed",
         "started",
         "statuses",
         "to",
@@ -49,6 +50,7 @@ class Edge:
         self.begun_s, self.took_s, self.good = array("d"), array("d"), bytearray()
         self.started = self.first = self.attempts = self.good_attempts = self.in_flight = 0
         self.beaten = 0  # attempts that another one has made needless
+        self.shed = 0  # attempts that the callee's sidecar had no room for
         self.hedges: dict[str, int] = {}  # by what has become of them, or why there was none
         self.outcomes: dict[str, int] = {}
         self.statuses: dict[int, int] = {}

@@ -89,6 +89,8 @@ def _edges(result: Result) -> list[str]:
     ]
     lines = table([head, *rows])
     for each in result.edges:
+        if each.shed:
+            lines.append(f"shed of {each.name}: {each.shed} attempts, by the callee's sidecars")
         if each.hedges:
             lines.append(f"hedges of {each.name}: {', '.join(f'{word} {count}' for word, count in each.hedges)}")
     words = ", ".join(f"{name} {value:.2f}" for name, value in result.amplification.items())
@@ -157,7 +159,8 @@ def _endpoints(result: Result) -> list[str]:
 def _events(result: Result, events_max: int) -> list[str]:
     shown = result.changes[:events_max]
     rows = [(f"{each.at_s:.3f}s", f"{each.caller} → {each.endpoint}", each.text) for each in shown]
-    lines = table([("EVENTS" if result.ejections else "BREAKERS", "", ""), *rows], left=3)
+    breakers = all(each.state not in (*OUTLIERS, "panic") for each in result.changes)
+    lines = table([("BREAKERS" if breakers else "EVENTS", "", ""), *rows], left=3)
     more = len(result.changes) - len(shown)
     return [*lines, f"and {more} more"] if more else lines
 
@@ -201,6 +204,8 @@ def comparison(results: Sequence[Result], verdicts: Sequence[Sequence[Verdict]])
             ("  refused by the budget", *(str(each.budget_refusals) for each in both)),
             ("  overflows", *(str(each.overflows) for each in both)),
         ]
+        if one.shed or other.shed:
+            rows.append(("  shed by the callee", *(str(each.shed) for each in both)))
         if one.hedges or other.hedges:
             sent = [sum(count for word, count in each.hedges if word not in NOT_SENT) for each in both]
             rows.append(("  hedges", *map(str, sent)))
@@ -262,6 +267,7 @@ def _run(result: Result, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "resends": each.resends,
                 "budget_refusals": each.budget_refusals,
                 "overflows": each.overflows,
+                "shed": each.shed,
                 "hedges": dict(each.hedges),
                 "unfinished": each.unfinished,
                 "outcomes": dict(each.outcomes),

@@ -14,8 +14,8 @@ from .scenario import Scenario
 @dataclass(frozen=True, slots=True)
 class EdgeResult:
     """`effective`: the share of requests that ended well; `actual`: of attempts, but for those that another one has
-    made needless. `hedges`: by what has become of them, or why there was none. `unfinished`: still under way when
-    nothing could happen any more."""
+    made needless. `shed`: attempts that the callee's sidecar had no room for. `hedges`: by what has become of them, or
+    why there was none. `unfinished`: still under way when nothing could happen any more."""
 
     caller: str
     to: str
@@ -30,6 +30,7 @@ class EdgeResult:
     resends: int
     budget_refusals: int
     overflows: int
+    shed: int
     hedges: tuple[tuple[str, int], ...]
     unfinished: int
     outcomes: tuple[tuple[str, int], ...]
@@ -152,6 +153,7 @@ def _edge(engine: Engine, edge: Edge) -> EdgeResult:
         resends=sum(cluster.resends for cluster in clusters),
         budget_refusals=sum(cluster.budget_exhausted for cluster in clusters),
         overflows=sum(cluster.overflows for cluster in clusters),
+        shed=edge.shed,
         hedges=tuple(sorted(edge.hedges.items(), key=lambda item: (-item[1], item[0]))),
         unfinished=edge.in_flight,
         outcomes=tuple(sorted(edge.outcomes.items(), key=lambda item: (-item[1], item[0]))),

@@ -120,7 +120,8 @@ class Down(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """From `at_s` until `ends_s` these endpoints are otherwise than stated; what is None is as stated."""
+    """From `at_s` until `ends_s` these endpoints are otherwise than stated; what is None is as stated. `unhealthy`:
+    their own health checks fail, whatever they answer to others."""
 
     at_s: float
     ends_s: float
@@ -131,6 +132,7 @@ class Outage:
     slowdown: float | None = None
     errors: Errors | None = None
     down: Down | None = None
+    unhealthy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

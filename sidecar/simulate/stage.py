@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sidecar.model.snapshot import Snapshot
+from sidecar.model.snapshot import Health, Snapshot
 from sidecar.plugins.loader import Loader
 from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import endpoint_key
@@ -48,6 +48,7 @@ class Stage:
         self._by_name: dict[str, Server] = {}
         self._of: dict[str, list[Server]] = {}
         self._known: dict[str, None] = {}  # the endpoints that callers know of
+        self._ill: dict[str, int] = {}  # those that callers know to be unhealthy; by how many outages
         self._live: dict[str, list[Sidecar]] = {}
         for name, model in scenario.services.items():
             for endpoint in model.endpoints:
@@ -121,7 +122,11 @@ class Stage:
         """Every sidecar learns of the endpoints that are known by now."""
         services = dict(self.snapshot.services)
         for name, model in self.scenario.services.items():
-            specs = tuple(each.spec for each in model.endpoints if each.name in self._known)
+            specs = tuple(
+                replace(each.spec, healthy=False) if self._ill.get(each.name) else each.spec
+                for each in model.endpoints
+                if each.name in self._known
+            )
             services[name] = replace(services[name], endpoints=specs)
         snapshot = Snapshot(services, self.snapshot.revision)
         for server in self.servers.values():
@@ -156,6 +161,22 @@ class Stage:
             if outage.down is not None and outage.at_s + scenario.lease_s < outage.ends_s:
                 yield outage.at_s + scenario.lease_s, partial(self._forget, hit)
                 yield outage.ends_s + scenario.discovery_s, partial(self._know, hit)
+            if outage.unhealthy:
+                yield from self._checks(outage, hit)
+
+    def _checks(self, outage: Outage, hit: list[Server]) -> Iterator[tuple[float, Change]]:
+        """When callers hear what their sidecars find out: after so many results in a row, at the latest."""
+        for server in hit:
+            health = self.snapshot.services[server.service.name].health or Health()
+            found_s = outage.at_s + health.unhealthy * health.interval_s
+            if found_s <= outage.ends_s:
+                well_s = outage.ends_s + health.healthy * health.interval_s
+                yield found_s + self.scenario.discovery_s, partial(self._judge, server, 1)
+                yield well_s + self.scenario.discovery_s, partial(self._judge, server, -1)
+
+    def _judge(self, server: Server, more: int, now: float) -> None:
+        self._ill[server.model.name] = self._ill.get(server.model.name, 0) + more
+        self.publish(now)
 
     def _count(self, now: float) -> None:
         self._count_live(now)

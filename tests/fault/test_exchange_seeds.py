@@ -54,6 +54,11 @@ def test_many_more_seeds(first):
         run_block(list(range(block, block + BLOCK)))
 
 
+@pytest.mark.parametrize("kind", [Life, Http2Life])
+def test_requests_that_may_not_be_repeated_occur(kind):
+    assert sum(live(seed, kind).once.found for seed in range(20)) > 20
+
+
 def test_endpoints_are_ejected_in_some_lives():
     assert any(live(seed).ejections for seed in range(3, 60, 3))
 
@@ -125,6 +130,7 @@ def leak(self: Exchange) -> None:
         (Breaker, "allows", lambda self, now: True, "probed before its time"),
         (Budget, "withdraw", lambda self, now: True, "are paid for"),
         (Exchange, "_leave", leak, ""),
+        (Exchange, "_repeatable", lambda self, safe: self.replayable, "reached an application twice"),
     ],
 )
 def test_planted_mistakes_are_found(where, name, planted, says, monkeypatch):

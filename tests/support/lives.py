@@ -48,7 +48,7 @@ from sidecar.proxy.http2_up import Http2Upstream
 from sidecar.proxy.serving import Serving
 from sidecar.proxy.upstream import Upstream
 from sidecar.testing import make_context
-from sidecar.wire.http1 import Requests, Responses
+from sidecar.wire.http1 import Message, Requests, Responses
 
 from .memory_net import DialError, Net, Peer, memory_world
 
@@ -78,6 +78,39 @@ class Accounts:
             self.requests.popleft()
         allowed = 10.0 * self.budget.min_per_second + len(self.requests) * self.budget.percent / 100.0
         assert len(self.retries) <= allowed + 1e-9, f"{len(self.retries)} retries, {allowed} are paid for"
+
+
+class Once:
+    """Who has seen which request: one that is not safe to repeat, and no policy allows to, is seen by one application.
+
+    Where an application sees a request, it may act on it; `unseen` takes that back where it said that it did not.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.found = 0
+        self.anything_goes = False  # a policy of this life repeats any method
+        self.unsafe: set[bytes] = set()
+        self.seen: dict[bytes, int] = {}
+
+    def ask(self, unsafe: bool) -> tuple[bytes, bytes]:
+        """A field for the next request."""
+        self.asked += 1
+        name = b"%d" % self.asked
+        if unsafe:
+            self.unsafe.add(name)
+        return b"x-id", name
+
+    def see(self, m: Message) -> bytes:
+        found = dict([*m.headers, *m.forwarded])
+        name = found.get(b"x-id", b"") if b"x-pillion-mirror" not in found else b"a copy"
+        self.seen[name] = count = self.seen.get(name, 0) + 1
+        if name in self.unsafe and not self.anything_goes:
+            self.found += 1
+            assert count == 1, "an unsafe request reached an application twice"
+        return name
+
+    def unseen(self, name: bytes) -> None:
+        self.seen[name] -= 1
 
 
 class Watched(Serving):
@@ -225,6 +258,7 @@ class Life:
         self.books: dict[int, tuple[Any, Accounts]] = {}
         self.own_budget = Budget(0.0, 0.0)  # nothing is retried on the way in
         self.cookies: list[bytes] = [b"nonsense"]
+        self.once = Once()
         self.net: Net
 
     def accounts_of(self, cluster: Any) -> Accounts:
@@ -254,6 +288,7 @@ class Life:
             methods=rnd.choice([None, None, frozenset({"any"})]),
             base_s=rnd.choice([0.0, 0.02, 0.2]),
         )
+        self.once.anything_goes |= retry.methods is not None
         sticky = rnd.choice([None, None, None, Sticky("stay", 60.0, "version"), Sticky("stay", 60.0, "endpoint")])
         fallback = rnd.choice([None, None, Fallback(service="spare"), Fallback(version="v1")])
         destinations = rnd.choice([(Destination(None),), (Destination("v1", 60), Destination("v2", 40))])
@@ -347,6 +382,7 @@ class Life:
     async def server(self, peer: Peer) -> None:
         rnd = self.rnd
         codec = Requests()
+        seen = None
         while True:
             if rnd.random() < 0.02:
                 await trio.sleep(rnd.uniform(0.0, 0.3))
@@ -360,6 +396,8 @@ class Life:
             codec.receive(data)  # what a sidecar sends is well-formed
             while codec.messages:
                 m = codec.messages[0]
+                if seen is None:
+                    seen = self.once.see(m)
                 if not m.done and rnd.random() < 0.85:
                     peer.accept(50_000)
                     break
@@ -369,10 +407,11 @@ class Life:
                     assert body == ALPHABET[: len(body)], "a body was damaged"
                     if m.length is not None:
                         assert len(body) == m.length
-                if not await self.respond(peer, m.method, m.done):
+                if not await self.respond(peer, m.method, m.done, seen):
                     return
+                seen = None
 
-    async def respond(self, peer: Peer, method: bytes, whole: bool) -> bool:
+    async def respond(self, peer: Peer, method: bytes, whole: bool, seen: bytes) -> bool:
         """False: the connection is over."""
         rnd = self.rnd
         what = rnd.random()
@@ -397,6 +436,8 @@ class Life:
         special = [b"x-pillion-reason: draining\r\n", b"retry-after: 1\r\n", b"x-pillion-retried: exhausted\r\n"]
         special += [b"retry-after: %b\r\n" % date, b"x-pillion-reason: overflow\r\n"]
         extra = rnd.choice([b""] * 8 + special)
+        if b"x-pillion-reason" in extra:
+            self.once.unseen(seen)
         body = ALPHABET[: rnd.choice(SIZES)]
         head = b"HTTP/1.1 %d X\r\n%b" % (status, extra)
         if method == b"HEAD":
@@ -442,11 +483,12 @@ class Life:
             body = ALPHABET[: rnd.choice(SIZES)] if method in (b"PUT", b"POST") else b""
             path = rnd.choice([b"/", b"/again"])
             host = rnd.choice([b"shop", b"shop", b"spare"])
-            head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+            head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b: %b\r\n%b%b\r\n" % (
                 method,
                 path,
                 b"web" if inbound else host,
                 len(body),
+                *self.once.ask(method == b"POST"),
                 b"cookie: stay=%b\r\n" % rnd.choice(self.cookies) if rnd.random() < 0.3 else b"",
                 self.ties(inbound),
             )

@@ -76,13 +76,18 @@ class Far:
             nursery.cancel_scope.cancel()
 
     async def answer(self, stream: Stream) -> None:
-        rnd = self.life.rnd
+        rnd, once = self.life.rnd, self.life.once
+        assert stream.m is not None
+        seen = once.see(stream.m)
         await self.read(stream)
         what = rnd.random()
         if self.over or stream.error is not None:
             return
         if what < 0.06:
-            self.codec.reset(stream, rnd.choice(RESETS))
+            code = rnd.choice(RESETS)
+            if code == ErrorCode.REFUSED_STREAM:
+                once.unseen(seen)
+            self.codec.reset(stream, code)
             return self.flush()
         if what < 0.08:
             return self.end(rnd.choice(["close", "reset"]))  # with all its neighbours
@@ -96,7 +101,7 @@ class Far:
         if self.is_call(stream):
             await self.answer_call(stream)
         else:
-            await self.answer_request(stream)
+            await self.answer_request(stream, seen)
 
     def is_call(self, stream: Stream) -> bool:
         return stream.m is not None and (b"content-type", b"application/grpc") in stream.m.headers
@@ -115,7 +120,7 @@ class Far:
         payload = body[5:] if self.is_call(stream) else body
         assert payload == ALPHABET[: len(payload)], "a body was damaged"
 
-    async def answer_request(self, stream: Stream) -> None:
+    async def answer_request(self, stream: Stream, seen: bytes) -> None:
         rnd = self.life.rnd
         body = ALPHABET[: rnd.choice(SMALL)]
         status = rnd.choice([200] * 8 + [503, 503, 500, 429, 404])
@@ -124,6 +129,7 @@ class Far:
             fields.append((b"content-length", b"%d" % len(body)))
         if rnd.random() < 0.1:
             fields.append((b"x-pillion-reason", rnd.choice([b"draining", b"overflow"])))
+            self.life.once.unseen(seen)
         if stream.method == b"HEAD" or (stream.m is not None and stream.m.method == b"HEAD"):
             self.codec.respond(stream, fields, True)
             return self.flush()
@@ -240,10 +246,11 @@ class Http2Life(Life):
         method = self.rnd.choice(METHODS)
         path, host = self.rnd.choice(["/", "/again"]), self.rnd.choice(["shop", "shop", "spare"])
         cookie = [(b"cookie", b"stay=" + self.rnd.choice(self.cookies))] if self.rnd.random() < 0.3 else []
-        return caller.ask(path, host, method, extra=cookie, end=method not in ("PUT", "POST"))
+        extra = [self.once.ask(method == "POST"), *cookie]
+        return caller.ask(path, host, method, extra=extra, end=method not in ("PUT", "POST"))
 
     def ask_call(self, caller: Http2Caller) -> Asked:
-        fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+        fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), self.once.ask(True)]
         if self.rnd.random() < 0.5:
             fields.append((b"grpc-timeout", b"%dm" % self.rnd.choice([1, 200, 2000])))
         return caller.ask("/again", self.rnd.choice(["shop", "spare"]), "POST", extra=fields, end=False)

@@ -70,6 +70,7 @@ def test_the_higher_class_is_served_and_the_same_seed_sheds_the_same() -> None:
         (gate,) = gates(run)
         assert at_rest(run)
         assert gate.started == sum(outcomes(run, caller)["ok"] for caller in ("web", "batch"))
+        assert sum(gate.shed.values()) == sum(edge.shed for edge in run.stage.edges.values()) > 0
     first, second = runs
     assert [gate.shed for gate in gates(first)] == [gate.shed for gate in gates(second)]
     assert outcomes(first, "batch") == outcomes(second, "batch")
