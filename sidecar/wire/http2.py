@@ -83,7 +83,7 @@ class Stream:
     """
 
     __slots__ = (
-        "answered", "born", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner",
+        "answered", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner", "rapid_until",
         "refused", "sid", "status", "unread_bytes",
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ class Stream:
         self.owner = owner
         self.method = method
         self.sid = 0
-        self.born = 0.0  # on a server's side: when its request came
+        self.rapid_until = 0.0  # on a server's side: a reset before then is a rapid one
         self.m: Message | None = None
         self.informational: list[Message] = []
         self.error: int | None = None

@@ -35,6 +35,9 @@ TINY_BYTES = 1
 RAPID_S = 1.0
 """A reset of a stream this old is no rapid one: whoever waits so long opens no more of them than one who lets them end,
 and calls with a common deadline are reset all together. (Envoy draws the line at the same age.)"""
+RAPID_SHARE = 0.8
+PATIENCE_MS_MIN = 100.0
+"""Nor is that of a request which has waited for this share of the deadline that it told us, if that is no shorter."""
 
 SENT_UNIT = 4096
 _LATE_MAX = 1000
@@ -182,9 +185,15 @@ class Guard:
         if resets.left < resets.burst:
             resets.left += 1
 
-    def stream_reset_by_peer(self, born: float) -> None:
-        """The peer has reset a request, which came at `born`, and was not answered in full."""
-        if self.server and self.now - born < RAPID_S:
+    def rapid_until(self, deadline_ms: float | None) -> float:
+        """Until when a reset of the request that has just come, with this deadline, is a rapid one."""
+        if deadline_ms is None or deadline_ms < PATIENCE_MS_MIN:
+            return self.now + RAPID_S
+        return self.now + min(RAPID_S, deadline_ms * (RAPID_SHARE / 1000.0))
+
+    def stream_reset_by_peer(self, rapid_until: float) -> None:
+        """The peer has reset a request that was not answered in full."""
+        if self.server and self.now < rapid_until:
             self._spend(self._resets)
 
     def stream_reset_by_us(self) -> None:

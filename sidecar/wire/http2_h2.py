@@ -232,7 +232,7 @@ class H2Codec(Http2):
         if stream.answered:
             self._guard.stream_finished()
         else:
-            self._guard.stream_reset_by_peer(stream.born)
+            self._guard.stream_reset_by_peer(stream.rapid_until)
 
     def _left_by_peer(self, payload: bytes) -> None:
         """GOAWAY. h2 would end everything; RFC 9113, section 6.8, lets the streams below go on."""
@@ -282,19 +282,20 @@ class H2Codec(Http2):
         self._highest = sid
         stream = Stream()
         stream.sid = sid
-        stream.born = self._guard.now
         self.streams[sid] = stream
         flow = self._flows[sid] = Flow()
         try:
             stream.m = m = request_message(fields, end, self.between_sidecars)
             stream.method = m.method
             stream.ended = end
+            stream.rapid_until = self._guard.rapid_until(m.deadline_ms)
         except Malformed as exc:
             self._malformed(stream, str(exc))
             return
         except ProtocolError as refused:
             stream.m = m = refused_message(fields)
             m.done = stream.ended = end
+            stream.rapid_until = self._guard.rapid_until(None)
             stream.status, stream.detail = refused.status, refused.detail
         flow.expected = m.length
         self.news[stream] = None

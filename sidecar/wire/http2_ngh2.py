@@ -189,7 +189,6 @@ class Ngh2Codec(Http2):
     def _request(self, e: RequestReceived) -> None:
         stream = Stream()
         stream.sid = sid = e.stream_id
-        stream.born = self._guard.now
         if sid > self._highest:
             self._highest = sid
         self.streams[sid] = stream
@@ -197,11 +196,13 @@ class Ngh2Codec(Http2):
             stream.m = m = request_message(e.headers, e.end_stream, self.between_sidecars)
             stream.method = m.method
             stream.ended = e.end_stream
+            stream.rapid_until = self._guard.rapid_until(m.deadline_ms)
         except Malformed as exc:
             self._malformed(stream, str(exc))
             return
         except ProtocolError as refused:
             stream.m = m = refused_message(e.headers)
+            stream.rapid_until = self._guard.rapid_until(None)
             m.done = stream.ended = e.end_stream
             stream.status, stream.detail = refused.status, refused.detail
         self.news[stream] = None
@@ -276,7 +277,7 @@ class Ngh2Codec(Http2):
                     stream.detail = stream.detail or "the peer broke the rules of this stream"
                     guard.stream_reset_by_us()
             if stream.by_peer and not stream.answered:
-                guard.stream_reset_by_peer(stream.born)
+                guard.stream_reset_by_peer(stream.rapid_until)
             elif stream.by_peer or code == ErrorCode.NO_ERROR:
                 guard.stream_finished()
         if stream.unread_bytes and (stream.error is not None or m is None or not m.body):

@@ -181,6 +181,18 @@ def test_the_policy_deadline(calls: Calls, server: GrpcServer, channel: grpc.Cha
     assert line["grpc_status"] == "DEADLINE_EXCEEDED"
 
 
+def test_callers_that_give_up_together_end_no_channel(calls: Calls, server: GrpcServer, channel: grpc.Channel) -> None:
+    """A hundred calls that are given up when their deadline has nearly come are no rapid reset."""
+    calls.policy()
+    pending = [channel.unary_unary("/test.Echo/Hang").future(b"", timeout=0.5) for _ in range(100)]
+    time.sleep(0.45)
+    for call in pending:
+        call.cancel()
+    assert channel.unary_unary("/test.Echo/Unary")(b"well", timeout=10) == b"well"
+    for sidecar in (calls.web, calls.reviews):
+        assert 'limit="rapid_reset' not in sidecar.admin("/metrics")
+
+
 def test_the_policy_deadline_ends_a_stream_that_has_begun(calls: Calls, channel: grpc.Channel) -> None:
     calls.policy(timeout={"total": "400ms"})
     stream = channel.unary_stream("/test.Echo/Count")(b"3 hang", timeout=10)

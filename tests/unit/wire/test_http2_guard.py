@@ -306,7 +306,7 @@ class TestRapidReset:
             guard.feed(headers(sid, b"\x82", end=True), now)
             guard.feed(rst_stream(sid), now)
             try:
-                guard.stream_reset_by_peer(now)
+                guard.stream_reset_by_peer(guard.rapid_until(None))
             except Http2Error as exc:
                 return count + 1 if (exc.code, exc.limit) == calm("rapid_reset") else -1
         return most
@@ -320,7 +320,7 @@ class TestRapidReset:
             for _ in range(2):
                 try:
                     guard.now = float(second)
-                    guard.stream_reset_by_peer(guard.now)
+                    guard.stream_reset_by_peer(guard.rapid_until(None))
                 except Http2Error:
                     assert guard.now < 60
                     return
@@ -328,10 +328,23 @@ class TestRapidReset:
 
     def test_calls_that_are_given_up_after_a_while_do_not_count(self) -> None:
         guard = server()
+        until = guard.rapid_until(None)
         guard.now = RAPID_S
         for _ in range(10_000):
-            guard.stream_reset_by_peer(0.0)
+            guard.stream_reset_by_peer(until)
         assert self.attack(guard, RAPID_S) == BURST["rapid_reset"] + 1
+
+    def test_nor_do_those_whose_deadline_is_near(self) -> None:
+        """As nearly as clocks and networks can tell; but to state a short one is no way to go on and on."""
+        guard = server()
+        assert guard.rapid_until(100.0) == pytest.approx(0.08)
+        assert guard.rapid_until(500.0) == pytest.approx(0.4)
+        assert guard.rapid_until(60_000.0) == guard.rapid_until(99.0) == guard.rapid_until(0.0) == RAPID_S
+        until = guard.rapid_until(500.0)
+        guard.now = 0.45
+        for _ in range(10_000):
+            guard.stream_reset_by_peer(until)
+        assert self.attack(guard, 0.45) == BURST["rapid_reset"] + 1
 
     def test_resets_that_errors_force_on_us_count(self) -> None:
         guard = server()
@@ -348,7 +361,7 @@ class TestRapidReset:
                 guard.stream_finished()
             else:
                 guard.feed(rst_stream(sid), 0.0)
-                guard.stream_reset_by_peer(0.0)
+                guard.stream_reset_by_peer(guard.rapid_until(None))
 
     def test_finished_streams_save_up_nothing(self) -> None:
         guard = server()
@@ -364,7 +377,7 @@ class TestRapidReset:
         for sid in range(3, 4003, 2):
             guard.opened(sid)
             guard.feed(rst_stream(sid), 0.0)
-            guard.stream_reset_by_peer(0.0)
+            guard.stream_reset_by_peer(guard.rapid_until(None))
             guard.stream_reset_by_us()
 
     def test_streams_before_our_settings_are_acknowledged(self) -> None:
