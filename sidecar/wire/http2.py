@@ -83,8 +83,8 @@ class Stream:
     """
 
     __slots__ = (
-        "answered", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner", "rapid_until",
-        "refused", "sid", "status", "unread_bytes",
+        "answered", "by_peer", "closed", "detail", "ended", "error", "informational", "m", "method", "owner",
+        "rapid_until", "refused", "sid", "status", "unread_bytes",
     )  # fmt: skip
 
     def __init__(self, owner: Any = None, method: bytes = b"") -> None:
