@@ -376,7 +376,8 @@ def test_a_slow_reader_costs_its_neighbours_nothing(pair: Pair) -> None:
 
 
 def closing_app(seen: Counter[bytes], rnd: random.Random) -> Any:
-    """HTTP/1.1: ends its connections at random, as if they had been idle for too long."""
+    """HTTP/1.1: ends its connections at random, as if they had been idle for too long; some of them just as the next
+    request comes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -384,9 +385,10 @@ def closing_app(seen: Counter[bytes], rnd: random.Random) -> Any:
                 await request_of_counted(reader, seen)
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
                 if rnd.random() < 0.1:
-                    await asyncio.sleep(rnd.choice([0.0, 0.0002, 0.001]))
+                    wait_s = rnd.choice([0.0, 0.0002, 0.001, None])
+                    await (asyncio.wait_for(reader.read(1), 1) if wait_s is None else asyncio.sleep(wait_s))
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             pass
         finally:
             writer.close()
@@ -410,6 +412,9 @@ def leaving_app(seen: Counter[bytes], rnd: random.Random) -> Any:
                 for frame in parser.feed(data):
                     if frame.kind == h2.SETTINGS and not frame.ack:
                         writer.write(h2.settings(ack=True))
+                    elif frame.fields and not leaving and last and rnd.random() < 0.02:
+                        leaving = True
+                        writer.write(h2.goaway(last))  # this one crosses it on the way
                     elif frame.fields and not leaving:
                         last = frame.sid
                         seen[dict(frame.fields)[b":path"]] += 1
