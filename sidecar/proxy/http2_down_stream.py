@@ -37,8 +37,8 @@ class DownStream:
     """One request on such a connection, as a Serving sees it. `stream` is the codec's half."""
 
     __slots__ = (
-        "conn", "ended_out", "flushing", "held_bytes", "missing", "paused", "relayed", "released", "rest", "serving",
-        "stream", "timer", "wide_bytes",
+        "conn", "ended_out", "flushing", "held_back", "held_bytes", "missing", "paused", "relayed", "released", "rest",
+        "serving", "stream", "timer", "wide_bytes",
     )  # fmt: skip
 
     def __init__(self, conn: "Http2Downstream", stream: Stream) -> None:
@@ -48,6 +48,7 @@ class DownStream:
         self.rest: Message | None = None  # what is still to come of the request
         self.paused = self.released = False
         self.held_bytes = self.wide_bytes = 0  # came while it was paused; its window beyond the first one
+        self.held_back = False  # not served before its end is here
         self.relayed = False  # the head of the answer has gone
         self.ended_out = False  # all of the answer has been given to the codec
         self.flushing = 0  # of an answer that is whole: bytes that waited, when last looked at; -1 awaits END_STREAM
@@ -81,6 +82,12 @@ class DownStream:
         conn, stream = self.conn, self.stream
         m = stream.m
         assert m is not None
+        if m.length == 0 and not stream.ended and not m.extended:
+            # Whole by its own words; but content may follow, and nobody is to have acted on it then.
+            self.held_back = True
+            conn.streams[self] = None
+            self.timer.set(conn.world.reactor.now + END_S)
+            return
         if m.extended or not stream.ended:
             # What follows gathers in a Message of its own, so that the Serving's does not change behind its back.
             self.rest = stream.m = Message()
@@ -103,6 +110,17 @@ class DownStream:
             else:
                 conn.codec.consumed(stream)
 
+    def _held_back_news(self) -> None:
+        stream = self.stream
+        if stream.error is not None:
+            if stream.detail and not stream.by_peer:
+                self.conn.world.note_malformed(self.conn, Outcome.BAD_REQUEST, f"HTTP/2: {stream.detail}")
+            self.release()
+        elif stream.ended:
+            self.held_back = False
+            self.timer.due = OFF
+            self.start()
+
     def refuse(self) -> None:
         """A head that could be read but is not served."""
         conn, stream = self.conn, self.stream
@@ -122,7 +140,9 @@ class DownStream:
     def news(self) -> None:
         """More of the request has come, or the stream has ended."""
         stream, serving = self.stream, self.serving
-        if stream.error is not None:
+        if self.held_back:
+            self._held_back_news()
+        elif stream.error is not None:
             self.serving = None
             if serving is not None:
                 if stream.detail and not stream.by_peer:
@@ -251,6 +271,11 @@ class DownStream:
     def _due(self) -> None:
         if self.serving is not None:
             self.serving.due()
+            return
+        if self.held_back:
+            self.held_back = False
+            self.stream.status, self.stream.detail = Outcome.REQUEST_TIMEOUT.status, "the request has not ended in time"
+            self.refuse()
             return
         queued = self.conn.codec.queued_bytes(self.stream)
         if queued < self.flushing:  # it moves: another period

@@ -191,6 +191,50 @@ async def test_an_early_answer_ends_the_upload_without_an_error(autojump_clock: 
         assert not caller.down.codec.streams
 
 
+EMPTY = [(b"content-length", b"0")]
+
+
+@ENGINES
+async def test_a_request_without_content_is_served_once_that_is_certain(autojump_clock: Any, engine: str) -> None:
+    async with network(engine) as net:
+        caller = Http2Caller(net)
+        asked = caller.ask(method="POST", extra=EMPTY, end=False)
+        await settled(caller)
+        assert not net.dials
+        asked.send(b"", True)
+        server = await server_of(net)
+        assert b"content-length: 0\r\n" in server.read()
+        server.send(OK)
+        await settled(caller)
+        assert (asked.status, asked.body, asked.error) == (200, b"ok", None)
+
+
+@ENGINES
+async def test_content_behind_a_length_of_zero_reaches_nobody(autojump_clock: Any, engine: str) -> None:
+    async with network(engine) as net:
+        caller = Http2Caller(net)
+        asked = caller.ask(method="POST", extra=EMPTY, end=False)
+        await settled(caller)
+        asked.send(b"x", True)
+        await settled(caller)
+        assert asked.error == ErrorCode.PROTOCOL_ERROR and not net.dials
+        assert not caller.down.codec.streams and not caller.down.streams
+
+
+@ENGINES
+async def test_who_neither_ends_it_nor_goes_on_gets_408(autojump_clock: Any, engine: str) -> None:
+    async with network(engine) as net:
+        caller = Http2Caller(net)
+        asked = caller.ask(method="POST", extra=EMPTY, end=False)
+        gone = caller.ask(method="POST", extra=EMPTY, end=False)
+        await settled(caller)
+        gone.reset()
+        await trio.sleep(END_S + 0.1)
+        await settled(caller)
+        assert (asked.status, asked.done) == (408, True) and not net.dials
+        assert not caller.down.codec.streams and not caller.down.streams and not caller.down.waiting
+
+
 # -- flow control
 
 
