@@ -29,6 +29,7 @@ from sidecar.policy.plan import PlanError
 from sidecar.proxy.accept import BindError, Gate, raise_nofile
 from sidecar.proxy.admin_door import AdminSources, bind_admin, serve_admin
 from sidecar.proxy.drain import TOTAL_S, drain
+from sidecar.proxy.heap import keep_free_memory
 from sidecar.proxy.tls import Identity
 from sidecar.proxy.world import World
 from sidecar.telemetry import process
@@ -336,6 +337,7 @@ async def _start(app: App, source: Source, nursery: trio.Nursery) -> None:
         await app.intercept()
     gc.freeze()  # without looking for garbage first: there is less of it than what finding it would cost
     gc.set_threshold(*SERVING_GC)
+    keep_free_memory()
     app.ready = True
     source.begun(nursery)
     words = ", ".join(f"{name} {where}" for name, where in app.addresses.items())

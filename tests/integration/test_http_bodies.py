@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.mesh import Conn, Mesh, Pair, Response, response_bytes, until
@@ -10,6 +11,7 @@ from support.mesh import Conn, Mesh, Pair, Response, response_bytes, until
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 4096  # 1 MiB
 GROWTH_BYTES_MAX = 16 * MIB
+FAULTS_MAX = 100  # a MiB; some hundreds where each burst gives its memory back to the kernel
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,19 @@ class Memory:
     def check(self) -> None:
         growth = [high - before for high, before in zip(self.highest, self.before, strict=True)]
         assert max(growth) < GROWTH_BYTES_MAX, growth
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_long_body_uses_the_same_memory_again(tmp_path: Path, chunked: bool) -> None:
+    """In fresh processes: what a heap has been through is what decides."""
+    with Mesh(tmp_path) as mesh:
+        pair = Pair(mesh)
+        pair.fresh()
+        pair.app.script = source
+        before = [sidecar.page_faults() for sidecar in (pair.web, pair.reviews)]
+        assert download(pair, 32, chunked) == 32 * MIB
+        after = [sidecar.page_faults() for sidecar in (pair.web, pair.reviews)]
+        assert max(b - a for a, b in zip(before, after, strict=True)) < 32 * FAULTS_MAX, (before, after)
 
 
 def sink(conn: Conn) -> None:

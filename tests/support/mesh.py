@@ -571,6 +571,10 @@ class Sidecar:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * resource.getpagesize()
 
+    def page_faults(self) -> int:
+        """Pages that the kernel has had to find for it so far (`minflt` in proc_pid_stat(5))."""
+        return int(Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
