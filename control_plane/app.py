@@ -39,6 +39,7 @@ from certs.files import (
     write_identity,
 )
 from certs.spiffe import SpiffeId
+from control_plane.serve import server
 from control_plane.serve.admission import AdmissionError, admit
 from control_plane.serve.folder import Folder, follow_folder
 from control_plane.serve.front import Front
@@ -204,13 +205,12 @@ class ControlPlane:
     # -- the two applications
 
     async def _serve_apps(self, nursery: trio.Nursery, folder: Folder | None) -> None:
-        apps = {"mesh": MeshApi(self.replica), "join": operator_app(self.replica, folder)}
-        for name, app in apps.items():
-            path = self.sockets / name
-            nursery.start_soon(partial(_serve_app, app, path, self.ending))
-            with trio.fail_after(10.0):
-                while not path.exists():  # noqa: ASYNC110 - once, at start
-                    await trio.sleep(0.01)
+        nursery.start_soon(server.serve_app, MeshApi(self.replica), server.listen(self.sockets / "mesh"))
+        path = self.sockets / "join"
+        nursery.start_soon(partial(_serve_app, operator_app(self.replica, folder), path, self.ending))
+        with trio.fail_after(10.0):
+            while not path.exists():  # noqa: ASYNC110 - once, at start
+                await trio.sleep(0.01)
 
     def _folder(self) -> Folder | None:
         path = self.settings.policy_dir
@@ -316,7 +316,7 @@ async def _signals() -> AsyncIterator[AsyncIterator[int]]:
 
 
 async def _serve_app(app: Any, path: Path, ending: trio.Event) -> None:
-    """One application on its Unix socket, where only our own listener reaches it."""
+    """The operators' application on its Unix socket, where only our own listener reaches it."""
     config = Config()
     config.bind = [f"unix:{path}"]
     config.umask = 0o177

@@ -8,6 +8,7 @@ force or is being closed; a filter is closed only when no request uses it, or 30
 
 import hashlib
 import logging
+import math
 import random
 import traceback
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ from sidecar.policy.cluster import Cluster
 from sidecar.policy.endpoint import Endpoint
 from sidecar.policy.limits import Limits
 from sidecar.policy.plan import PlanError, Surroundings, compile_plans
+from sidecar.policy.sticky import Former
 from sidecar.proxy.filtering import Chain, Link
 from sidecar.telemetry.events import Events
 
@@ -65,7 +67,9 @@ class Assembly:
         zone: str = "",
     ) -> None:
         self.world, self.loader = world, loader
-        self.own, self.apps, self.sticky_key, self.zone = own, apps, sticky_key, zone
+        self.own, self.apps, self.zone = own, apps, zone
+        self._own_sticky_key = self.sticky_key = sticky_key
+        self.sticky_former: Former = ()
         self.balancers: dict[tuple[str, str], Balancing] = {}  # by service, and by name and settings
         self._next_balancers: dict[tuple[str, str], Balancing] = {}
         self.events = Events(world.epoch)
@@ -94,6 +98,7 @@ class Assembly:
             zone=self.zone,
             on_overload=self._on_overload,
             rnd=random.random,
+            sticky_former=self.sticky_former,
         )
         fresh = await self._open_new(snapshot)
         try:
@@ -110,6 +115,11 @@ class Assembly:
         unused = [running for key, running in old.items() if key not in self.running]
         if unused:
             world.nursery.start_soon(self._retire, old_chains, unused)
+
+    def stick(self, key: bytes, former: Former) -> None:
+        """With the next `apply` sticky cookies are made with this key, which all instances of our service have. Those
+        that we made with our own before we were told are honoured on."""
+        self.sticky_key, self.sticky_former = key, (*former, (self._own_sticky_key, math.inf))
 
     async def aclose(self) -> None:
         """Close every filter: the sidecar ends."""

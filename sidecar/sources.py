@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sidecar.discovery.health import Verdict
     from sidecar.discovery.join import Member
     from sidecar.discovery.registration import Instance
+    from sidecar.discovery.resources import CookieKeys
 
     from .app import App
 
@@ -175,6 +176,9 @@ class Controlled:
         limits = self.app.assembly.limits
         if share is not None:  # one that is taken back holds until there is another
             limits.tell(share)
+
+    def stick(self, keys: "CookieKeys") -> None:
+        self.app.assembly.stick(keys.key, keys.former)
 
     def ban(self, bans: frozenset[str]) -> None:
         self.app.world.ban(bans)

@@ -1,4 +1,4 @@
-"""`pillion cert`: the certificates of the mesh, and who is shut out of it.
+"""`pillion cert`: the certificates of the mesh, who is shut out of it, and the keys of its cookies.
 
 Must not know X.509: the control plane keeps what is shown here.
 """
@@ -11,9 +11,10 @@ from urllib.parse import quote
 import click
 
 from . import EXIT_FAILED
+from .durations import parse_duration
 from .get import ago_cell, expires_cell
 from .listing import Column, Listing, show, text
-from .output import BAD, FORMATS, note, output_option
+from .output import BAD, FORMATS, moment, note, output_option
 from .target import Asked, remote_options
 
 _FINGERPRINT = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -60,7 +61,7 @@ BANS = Listing(
 
 @click.group()
 def cert() -> None:
-    """List the certificates of the mesh; ban and unban."""
+    """List the certificates of the mesh; ban and unban; change the keys of sticky cookies."""
 
 
 @cert.command("ls")
@@ -133,6 +134,26 @@ def unban(subjects: tuple[str, ...], asked: Asked) -> int:
             return remote.delete(f"/v1/bans/{quote(value, safe='')}")
 
         return each_in_turn(subjects, lift, "lifted")
+
+
+@cert.command("rotate-cookies")
+@click.option(
+    "--keep", metavar="DURATION", default="24h", show_default=True, help="How long cookies made before are honoured."
+)
+@remote_options
+def rotate_cookies(keep: str, asked: Asked) -> None:
+    """Make sticky cookies with other keys from now on.
+
+    Each calling service has a key of its own, which follows from one secret of the mesh. Sidecars that are connected
+    have the new one within a second. Clients whose cookies are honoured no longer are given another version or
+    endpoint; nothing fails.
+    """
+    from .remote import connect
+
+    keep_s = int(parse_duration(keep, "--keep").total_seconds())
+    with connect(asked) as remote:
+        made = remote.post("/v1/cookies/rotate", {"keep_s": keep_s})
+    note(f"rotated; cookies made before are honoured until {moment(made['honoured_until'])}")
 
 
 def each_in_turn(names: Sequence[str], act: Callable[[str], Any], done: str) -> int:

@@ -61,6 +61,7 @@ POLL_S = 0.05
 MESH_LIMITS = AcceptLimits(handshakes_per_address=64, handshake_s=20.0, waiting=8192, waiting_per_address=8192)
 JOIN_LIMITS = AcceptLimits(waiting=1024, waiting_per_address=256)
 JOIN_CONNECTIONS, JOIN_CONNECTIONS_PER_ADDRESS = 1024, 128
+FORGET_S = 5.0
 PEER_CONNECTIONS = 256  # with one certificate: a sidecar needs two or three
 
 
@@ -103,8 +104,6 @@ class _Door:
         if len(held) >= PEER_CONNECTIONS:
             raise Crowded(f"more than {PEER_CONNECTIONS} connections with one certificate")
         held.add(down)
-        if len(self.peers) > 2 * len(alive) + PEER_CONNECTIONS:
-            self.peers = {each: left for each, connections in self.peers.items() if (left := connections & alive)}
 
     def hold(self, down: Downstream, alive: AbstractSet[object]) -> None:
         """Count a connection of somebody who need not prove anything. Raises Crowded."""
@@ -113,13 +112,18 @@ class _Door:
         if len(held) >= JOIN_CONNECTIONS_PER_ADDRESS:
             raise Crowded(f"more than {JOIN_CONNECTIONS_PER_ADDRESS} connections from {down.address}")
         if sum(map(len, self.open.values())) >= JOIN_CONNECTIONS:
-            for address in list(self.open):
-                self.open[address] &= alive
-                if not self.open[address]:
-                    del self.open[address]
+            self.forget(alive)
             if sum(map(len, self.open.values())) >= JOIN_CONNECTIONS:
                 raise Crowded(f"more than {JOIN_CONNECTIONS} connections")
         self.open.setdefault(down.address, held).add(down)
+
+    def forget(self, alive: AbstractSet[object]) -> None:
+        """Those that are gone: what is still held of one is as large as what a live one costs."""
+        for held in (self.open, self.peers):
+            for key in [key for key, connections in held.items() if not connections <= alive]:
+                held[key] &= alive
+                if not held[key]:
+                    del held[key]
 
 
 class Front:
@@ -198,6 +202,7 @@ class Front:
                 world.observe()
                 nursery.start_soon(world.reactor.run)
                 nursery.start_soon(world.sweep)
+                nursery.start_soon(self._forget, world)
                 nursery.start_soon(self._accept, world)
                 task_status.started()
                 await self.drained.wait()
@@ -259,6 +264,12 @@ class Front:
             self._refused(address, str(error))
             return
         down.begin(accepted.sock)
+
+    async def _forget(self, world: World) -> None:
+        while True:
+            await trio.sleep(FORGET_S)
+            for door in self.doors:
+                door.forget(world.downstreams)
 
     def _refused(self, address: Address, reason: str) -> None:
         self.world.meters.inbound.handshakes_failed.inc("refused")

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from certs.spiffe import SpiffeError, SpiffeId
@@ -22,6 +23,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 CONTROL_PLANE = "pillion-control-plane"
 RETRY_AFTER_S = 2
+PEERS_KEPT = 4096  # each asks again and again
 _XFCC = re.compile(r"By=([^;,\"\s]+);Hash=([0-9a-f]{64});URI=([^;,\"\s]+)", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BAD_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -198,6 +200,7 @@ def peer_of(scope: Scope) -> Peer | None:
         raise _strange_peer(str(error)) from None
 
 
+@lru_cache(PEERS_KEPT)
 def parse_peer(text: str) -> Peer:
     """`By=<our own SPIFFE ID>;Hash=<hex>;URI=<the peer's>`, exactly. Raises SpiffeError."""
     found = _XFCC.fullmatch(text)

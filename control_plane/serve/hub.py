@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from control_plane.state.resources import ENDPOINTS, SHARE, Resource, Resources
+from control_plane.state.cookies import SINCE_MINOR as COOKIES_SINCE
+from control_plane.state.resources import COOKIES, ENDPOINTS, SHARE, Resource, Resources
 
-PROTOCOL = (1, 1)
+PROTOCOL = (1, 2)
 HEARTBEAT_S = 5.0
 DEAD_S = 15.0
 ANSWER_S = 60.0  # a sidecar may be opening filters
@@ -71,6 +72,7 @@ class Stream:
     wake: trio.Event = field(default_factory=trio.Event)
     fingerprint: str = ""  # of the certificate that opened it
     demand: float | None = None  # of global rate limits; None: it has told none
+    minor: int = 0  # version of the protocol that it speaks
 
     def rouse(self) -> None:
         self.wake.set()
@@ -103,6 +105,7 @@ class Hub:
         self.policy = 0  # the newest revision at which the policy changed
         self.reported: set[str] = set()  # sidecars whose record in the store is out of date
         self.shares: dict[str, Resource] = {}  # of global rate limits, by sidecar
+        self.cookies: Callable[[str], Resource | None] = lambda service: None  # keys of sticky cookies
         self.withheld = False  # the policy is not known: no push is made
         self._answered = trio.Event()
         self._pushes = 0
@@ -200,6 +203,8 @@ class Hub:
         share = self.shares.get(stream.id)
         if share is not None and (stream.demand is not None or SHARE in stream.held):
             wanted[SHARE] = share  # only who tells a demand knows what a share is
+        if stream.minor >= COOKIES_SINCE and (keys := self.cookies(stream.service)) is not None:
+            wanted[COOKIES] = keys
         fresh = [each for each in wanted.values() if stream.held.get(each.name) != each.version]
         removed = sorted(name for name in stream.held if name not in wanted)
         if not fresh and not removed:
@@ -221,6 +226,13 @@ class Hub:
         before, self.shares = self.shares, dict(shares)
         for id, stream in self.streams.items():
             if before.get(id) is not self.shares.get(id):
+                stream.dirty = True
+                stream.rouse()
+
+    def tell_cookies(self) -> None:
+        """The keys of sticky cookies are not what they were."""
+        for stream in self.streams.values():
+            if stream.minor >= COOKIES_SINCE:
                 stream.dirty = True
                 stream.rouse()
 

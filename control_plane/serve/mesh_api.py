@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from sys import intern
 from typing import Any, TypeVar
 
 import trio
@@ -208,10 +209,11 @@ class MeshApi:
             hello.version[:60],
             hello.all,
             set(hello.uses),
-            dict(hello.held),
+            {intern(name): intern(resource) for name, resource in hello.held.items()},  # of all streams the same
             since=replica.now(),
             heard=now,
             fingerprint=caller.peer.fingerprint,
+            minor=hello.protocol[1] if len(hello.protocol) > 1 else 0,
         )
         try:
             replica.hub.open(stream)
@@ -279,7 +281,7 @@ class MeshApi:
         """Take what a sidecar says of its traffic, as far as it can be true: others will be shown it."""
         known = self.replica.catalogue.snapshot.services
         counts = {
-            name: (sent, failed)
+            known[name].name: (sent, failed)  # that text all streams have
             for name, sent, failed in beat.edges
             if name in known and 0.0 <= failed <= sent <= EDGE_REQUESTS_MAX
         }

@@ -11,6 +11,7 @@ from typing import Any
 
 from certs.spiffe import check_service_name
 from control_plane.state.access import ADMIN, OPERATOR, VIEWER
+from control_plane.state.cookies import KEEP_S, KEEP_S_MAX
 from control_plane.state.tokens import ROLES, TTL_S_MAX, TTL_S_MIN, USES_MAX
 
 from .answers import (
@@ -240,6 +241,16 @@ OPERATIONS: tuple[Operation, ...] = (
         codes=(404, *_CHANGING),
     ),
     Operation("unban", "DELETE", "/v1/bans/{id}", "Lift a ban.", ADMIN, EMPTY, codes=(404, *_CHANGING)),
+    Operation(
+        "rotate_cookies",
+        "POST",
+        "/v1/cookies/rotate",
+        "Make sticky cookies with other keys from now on. Those made before are honoured for `keep_s` more.",
+        ADMIN,
+        Record({"honoured_until": TIME}),
+        Record({}, {"keep_s": (Number(0.0, KEEP_S_MAX, about="seconds"), KEEP_S)}),
+        codes=_CHANGING,
+    ),
     Operation(
         "audit",
         "GET",

@@ -75,6 +75,7 @@ HANDLERS: Mapping[str, Handler] = {
     "bans": tokens.bans,
     "ban": tokens.ban,
     "unban": tokens.unban,
+    "rotate_cookies": tokens.rotate_cookies,
     "audit": views.audit,
     "replicas": views.replicas,
     "policy": policy.policy,

@@ -1,4 +1,4 @@
-"""Tokens, bans, and what is given for a token: certificates of sidecars and operators.
+"""Tokens, bans, the keys of cookies, and what is given for a token: certificates of sidecars and operators.
 
 Handlers of the operator API. Invariants: a secret leaves in the answer that makes it, and never again, nor in a log;
 every change is on record.
@@ -196,3 +196,14 @@ async def unban(call: Call) -> Json:
     await replica.commit([Delete(BANS + id)])
     await replica.audit(call.who.name, "unban", f"{held.record.kind} {held.record.value}")
     return {}
+
+
+# Cookies
+
+
+async def rotate_cookies(call: Call) -> Json:
+    replica, keep_s = call.replica, float(call.body["keep_s"])
+    made = await replica.cookies.rotate(keep_s)
+    until = made.changed + keep_s
+    await replica.audit(call.who.name, "rotate cookies", "cookies", f"former ones are honoured for {keep_s:g} s")
+    return {"honoured_until": until}

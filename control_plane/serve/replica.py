@@ -27,6 +27,7 @@ from control_plane.state.records import (
     AUDIT,
     BANS,
     CHANGES,
+    COOKIES,
     DEFAULTS,
     ENFORCED,
     INSTANCES,
@@ -56,8 +57,10 @@ from control_plane.store.base import (
     Store,
     StoreError,
 )
+from sidecar.model.snapshot import Service
 
 from .admission import own_roots
+from .cookies import CookieKeys
 from .housekeeping import Housekeeping
 from .hub import Hub
 from .leases import Leases
@@ -136,6 +139,8 @@ class Replica:
         self.presence = Presence(self)
         self.housekeeping = Housekeeping(self)
         self.limit_shares = LimitSharing(self)
+        self.cookies = CookieKeys(self)
+        self.hub.cookies = self.cookies.of
         self._pending = _Pending()
         self._wake = trio.Event()
         self._urgent = trio.Event()
@@ -176,6 +181,7 @@ class Replica:
                 self.housekeeping.compact,
                 self.housekeeping.settle,
                 self.limit_shares.run,
+                self.cookies.run,
             ):
                 nursery.start_soon(self._keep_going, task)
 
@@ -307,6 +313,8 @@ class Replica:
                     self.reaper.touch(service)
             elif kind == SHARES:
                 self.limit_shares.stale = True
+            elif kind == COOKIES:
+                self.cookies.changed()
             elif kind == LIVE and name in self.hub.streams and self.state.get(LIVE, name) is None:
                 self.hub.reported.add(name)  # it went with another lease, or somebody has damaged it
         if self.limit_shares.stale:
@@ -378,7 +386,7 @@ class Replica:
             services = self._update_catalogue(pending.documents or not self.flushes)
             if self._policy_is_known():
                 changed |= resources.put_services(services)
-                pending.services |= {name for name in services if before.get(name) is not services[name]}
+                pending.services |= {name for name in services if _readdressed(before.get(name), services[name])}
         services = self.catalogue.snapshot.services
         for name in pending.services:
             service = services.get(name)
@@ -456,6 +464,8 @@ class Replica:
         return {"identities": sorted(identities), "certificates": sorted(certificates)}
 
     def is_banned(self, sidecar: str, service: str, fingerprint: str) -> bool:
+        if not self.state.table(BANS):
+            return False
         meta = self.state.meta
         identity = str(SpiffeId.for_service(meta.trust_domain, service)) if meta is not None and service else ""
         for held in self.state.table(BANS).values():
@@ -536,3 +546,8 @@ class Replica:
     def alone(self) -> bool:
         """Whether no other replica runs, whose sidecars' answers we would not hear of."""
         return len(self.state.table(REPLICAS)) <= 1
+
+
+def _readdressed(before: Service | None, service: Service) -> bool:
+    """Whether the addresses that a policy names are not what they were."""
+    return before is not service and (before is None or before.endpoints != service.endpoints)

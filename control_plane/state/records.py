@@ -19,6 +19,8 @@ FORMAT = 1
 PLAIN_BYTES_MAX = 64 * 1024
 BYTES_MAX = 32 * 1024 * 1024  # of one record, decompressed
 _DEFLATED = "deflated"
+COOKIE_SECRETS_MAX = 4
+_HEX = frozenset("0123456789abcdef")
 
 
 class RecordError(ValueError):
@@ -217,6 +219,31 @@ class LimitDemands:
 
 
 @dataclass(frozen=True, slots=True)
+class CookieSecret:
+    """`secret`: 32 random bytes, in hex. `until`: it is honoured no longer; 0: it is in use."""
+
+    secret: str = field(repr=False)
+    until: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != 64 or not _HEX.issuperset(self.secret):
+            raise SnapshotError("a secret in it is not 64 digits of lower-case hex")
+
+
+@dataclass(frozen=True, slots=True)
+class CookieSecrets:
+    """One for the mesh: that from which the keys of sticky cookies follow; the one in use first, then those that are
+    still honoured."""
+
+    secrets: tuple[CookieSecret, ...]
+    changed: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.secrets) <= COOKIE_SECRETS_MAX:
+            raise SnapshotError(f"it must hold 1 to {COOKIE_SECRETS_MAX} secrets")
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """One change that somebody made."""
 
@@ -228,7 +255,7 @@ class Audit:
     message: str = ""
 
 
-META = "meta"
+META, COOKIES = "meta", "cookies"
 DEFAULTS, ENFORCED, SETTLED = "policy/defaults", "policy/enforced", "policy/settled"
 ROOTS, ISSUERS, BANS = "ca/roots/", "ca/issuers/", "ca/bans/"
 TOKENS, SIDECARS, ALIVE, LIVE = "tokens/", "sidecars/", "alive/", "live/"
@@ -239,6 +266,7 @@ SHARES, DEMANDS = "shares/", "demands/"  # of rate limits: by service, by replic
 
 KINDS: Mapping[str, type[Any]] = {
     META: Meta,
+    COOKIES: CookieSecrets,
     ROOTS: Root,
     ISSUERS: Issuer,
     BANS: Ban,

@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from sys import intern
 
 from sidecar.model.canonical import service_policy_to_json, value_to_json
 from sidecar.model.snapshot import EndpointSpec, Route, Service
@@ -18,11 +19,13 @@ from sidecar.model.snapshot import EndpointSpec, Route, Service
 BUNDLE, BANS, NAMES = "bundle", "bans", "names"
 ENDPOINTS, SERVICE, OWN = "endpoints/", "service/", "own/"
 SHARE = "share"  # each sidecar has its own
+COOKIES = "cookies"  # each service has its own
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """`line` is what goes over the wire, made once for all who get it."""
+    """`line` is what goes over the wire, made once for all who get it. `name` and `version` are interned: every stream
+    holds them."""
 
     name: str
     version: str
@@ -33,7 +36,7 @@ def resource(name: str, data: object) -> Resource:
     content = json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
     version = hashlib.sha256(content).hexdigest()[:16]
     line = b'{"name":%b,"version":"%b","data":%b}' % (json.dumps(name).encode(), version.encode(), content)
-    return Resource(name, version, line)
+    return Resource(intern(name), intern(version), line)
 
 
 class Resources:

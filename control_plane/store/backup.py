@@ -5,7 +5,7 @@ with their number and the SHA-256 of every byte before it. Must not know what th
 that there is a mesh: a store that is being filled has none until it is whole. Invariants: all is of one revision; keys
 that live by a lease are left out, and counted (they are the heartbeat of somebody who is running, and would stay for
 ever); nothing is written to a store before the whole file has been checked. The file holds what the store holds (hashes
-of tokens, no private keys) and is readable by its owner only.
+of tokens, the secret of sticky cookies, no private keys) and is readable by its owner only.
 """
 
 import base64

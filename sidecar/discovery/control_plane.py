@@ -23,9 +23,11 @@ from .resources import (
     BANS,
     BASE,
     BUNDLE,
+    COOKIES,
     NAMES,
     SERVICE,
     SHARE,
+    CookieKeys,
     Holdings,
     ProtocolError,
     Push,
@@ -38,7 +40,7 @@ from .state_dir import Saved, StateError
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = (1, 1)
+PROTOCOL = (1, 2)
 HEARTBEAT_S = 5.0
 DEAD_S = 15.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
@@ -59,6 +61,7 @@ class Served(Protocol):
     def ban(self, bans: frozenset[str]) -> None: ...
     def name(self, names: frozenset[str] | None) -> None: ...
     def share(self, share: float | None) -> None: ...
+    def stick(self, keys: CookieKeys) -> None: ...
 
 
 class _Goodbye(Exception):
@@ -312,6 +315,8 @@ class ControlPlane:
                 self.served.name(holdings.names)
             if SHARE in taken.changed:
                 self.served.share(holdings.share)
+            if COOKIES in taken.changed and holdings.cookies is not None:
+                self.served.stick(holdings.cookies)  # in force with the plans, which are made anew
             if taken.changed - {BUNDLE, BANS, NAMES, SHARE}:
                 rejected |= await self._settle(taken, before)
             return rejected
@@ -330,7 +335,7 @@ class ControlPlane:
             refused = await settle(candidates, own, holdings.has_own, attempt)
             base = refused.pop(BASE, None)
             if base is not None:
-                for name in taken.changed - taken.services.keys():
+                for name in taken.changed - taken.services.keys() - {COOKIES}:
                     holdings.restore(before.get(name), name)
                     refused[name] = base
         for name, (resource, service) in taken.services.items():

@@ -16,10 +16,12 @@ from .refusal import Refusal
 
 Json = Any
 
-BUNDLE, BANS, NAMES, SHARE = "bundle", "bans", "names", "share"
+BUNDLE, BANS, NAMES, SHARE, COOKIES = "bundle", "bans", "names", "share", "cookies"
 ENDPOINTS, SERVICE = "endpoints/", "service/"
 
 RESOURCES_MAX = 50_000
+COOKIE_KEYS_MAX = 8
+EPOCH_S_MAX = 1e12
 REASON_MAX = 1000
 ATTEMPTS_MAX = 48
 """Tries to find out which services of one push are to blame: enough for four bad ones among a thousand."""
@@ -51,6 +53,14 @@ class Push:
 class Bundle:
     trust_domain: str
     pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CookieKeys:
+    """By `key` sticky cookies are made; those of `former` are honoured until a time (seconds since the epoch)."""
+
+    key: bytes = field(repr=False)
+    former: tuple[tuple[bytes, float], ...] = field(default=(), repr=False)
 
 
 class PushReader:
@@ -107,6 +117,7 @@ class Holdings:
         self.bans: frozenset[str] = frozenset()
         self.names: frozenset[str] | None = None
         self.share: float | None = None  # of the global rate limits of our service; None: nobody has told
+        self.cookies: CookieKeys | None = None  # None: nobody has told
         self.endpoints: dict[str, tuple[EndpointSpec, ...]] = {}
         self.services: dict[str, Service] = {}
         self._joined: dict[str, tuple[Service, tuple[EndpointSpec, ...], Service]] = {}
@@ -123,7 +134,9 @@ class Holdings:
         """Read a push. Services are not held before `accept` says so; all else is, at once."""
         taken = Taken()
         for name in removed:
-            if self._drop(name):
+            # A control plane that does not know the keys (it is older, or cannot read them) takes nothing back:
+            # cookies that clients hold would not be honoured any more.
+            if name != COOKIES and self._drop(name):
                 taken.changed.add(name)
         for each in resources:
             try:
@@ -169,6 +182,8 @@ class Holdings:
             self.names = frozenset(_texts(data, "names"))
         elif name == SHARE:
             self.share = _share(data)
+        elif name == COOKIES:
+            self.cookies = _cookies(data)
         elif name.startswith(ENDPOINTS):
             if not isinstance(data, list):
                 raise ProtocolError("endpoints are a list")
@@ -224,6 +239,22 @@ def _share(data: Json) -> float:
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 < share <= 1.0:
         raise ProtocolError("a share is a number above 0, 1 at most")
     return float(share)
+
+
+def _cookies(data: Json) -> CookieKeys:
+    """What is wrong is told without the value: it is secret."""
+    keys = data.get("keys") if isinstance(data, dict) else None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= COOKIE_KEYS_MAX:
+        raise ProtocolError(f"keys of cookies are a list of 1 to {COOKIE_KEYS_MAX}")
+    read: list[tuple[bytes, float]] = []
+    for each in keys:
+        text, until = (each.get("key"), each.get("until", 0.0)) if isinstance(each, dict) else (None, 0.0)
+        if not isinstance(text, str) or len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+            raise ProtocolError("a key of cookies is 64 digits of lower-case hex")
+        if not isinstance(until, int | float) or isinstance(until, bool) or not 0.0 <= until <= EPOCH_S_MAX:
+            raise ProtocolError("`until` of a key of cookies is a number of seconds since the epoch")
+        read.append((bytes.fromhex(text), float(until)))
+    return CookieKeys(read[0][0], tuple(read[1:]))
 
 
 def _texts(data: Json, what: str) -> list[str]:

@@ -9,9 +9,10 @@ and equal snapshots give equal data. Provenance is shared between routes, so eac
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .snapshot import Level, Origin, Service, Snapshot
@@ -44,8 +45,7 @@ def service_to_json(service: Service) -> dict[str, Json]:
 
 def service_policy_to_json(service: Service) -> dict[str, Json]:
     """What is said of a service without its addresses and without provenance: how a control plane sends it."""
-    data: dict[str, Json] = _Writer(provenance=False).value(service)
-    data.pop("endpoints", None)
+    data: dict[str, Json] = _Writer(provenance=False).value(replace(service, endpoints=()))
     return data
 
 
@@ -87,6 +87,10 @@ def snapshot_from_json(data: Json) -> Snapshot:
     return Snapshot(built, revision)
 
 
+_PLAIN = frozenset((str, int, bool, type(None)))
+"""What is written as it is; most values are."""
+
+
 class _Writer:
     def __init__(self, provenance: bool, inline: bool = False) -> None:
         self.origins: list[Json] = []
@@ -95,6 +99,8 @@ class _Writer:
         self._indexes: dict[Origin, int] = {}
 
     def value(self, value: Any) -> Json:
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, float):
             return "none" if math.isinf(value) else value
         if value is None or isinstance(value, bool | int | str):
@@ -115,8 +121,10 @@ class _Writer:
     def _record(self, record: Any) -> dict[str, Json]:
         data: dict[str, Json] = {}
         kind: Any = type(record)
-        for name, usual in _defaults(kind):
-            value = getattr(record, name)
+        usuals = _defaults(kind)
+        for (name, usual), value in zip(usuals, _values_of(kind)(record), strict=True):
+            if value is usual:
+                continue
             if name == "provenance":
                 if self._provenance and value:
                     data[name] = {key: self._origin(value[key]) for key in sorted(value)}
@@ -154,6 +162,15 @@ def _defaults(record: type) -> tuple[tuple[str, Any], ...]:
         (each.name, each.default_factory() if each.default_factory is not MISSING else each.default)
         for each in fields(record)
     )
+
+
+@cache
+def _values_of(record: type) -> Callable[[Any], tuple[Any, ...]]:
+    """All of a record's fields, at once."""
+    names = [each.name for each in fields(record)]
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple(getattr(value, name) for name in names)
 
 
 def _read_source(data: Json, where: str) -> Source:

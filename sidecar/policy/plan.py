@@ -43,7 +43,7 @@ from .matching import compile_match
 from .overload import Gate
 from .paths import Reader, judge, opaque
 from .routing import RouteTable
-from .sticky import Sticky
+from .sticky import Former, Sticky
 from .targets import redirecting, respond_fields, rewriting
 
 UNLIMITED = Limits(connections=1 << 30, pending=1 << 30, requests=1 << 30)
@@ -154,7 +154,7 @@ class Surroundings:
     own: str
     trust_domain: str
     apps: Mapping[str, tuple[str, int]]  # port name (or "") -> the application's address; ("unix:/path", 0)
-    sticky_key: bytes
+    sticky_key: bytes = field(repr=False)
     chain: MakeChain
     stats: MakeStats
     balancer: FindBalancer
@@ -164,6 +164,7 @@ class Surroundings:
     zone: str = ""  # where this sidecar is
     on_overload: Callable[[str, str], None] | None = None
     rnd: Callable[[], float] = lambda: 0.5
+    sticky_former: Former = field(default=(), repr=False)
 
 
 def compile_plans(
@@ -430,11 +431,18 @@ class _Compiler:
         if route.sticky is not None:
             stuck = route.sticky
             sticky = plan.sticky = Sticky(
-                stuck.cookie, stuck.ttl_s, self.around.sticky_key, service.name, by_endpoint=stuck.level == "endpoint"
+                stuck.cookie,
+                stuck.ttl_s,
+                self.around.sticky_key,
+                service.name,
+                by_endpoint=stuck.level == "endpoint",
+                former=self.around.sticky_former,
             )
             if sticky.by_endpoint:
                 subsets = [destination.subset for destination, _ in destinations]
-                plan.pinned = {sticky.token(e.key): (e, subset) for subset in subsets for e in subset.endpoints}
+                plan.pinned = {
+                    token: (e, subset) for subset in subsets for e in subset.endpoints for token in sticky.tokens(e.key)
+                }
         if route.fallback is not None:
             plan.fallback = self._fallback(service, route.fallback, cluster)
         if route.mirror is not None:

@@ -387,6 +387,23 @@ async def test_strangers_are_few_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         assert any("more than 3 connections" in note for note in stage.notes)
 
 
+async def test_nothing_is_kept_of_those_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would hold its TLS session, some 30 KB: with one join from each host that is as much as all that is open."""
+    monkeypatch.setattr(front_module, "FORGET_S", 0.02)
+    async with staged(tmp_path) as stage:
+
+        def act() -> None:
+            with stage.connect("mesh", "reviews", API) as stays:
+                for door, caller, sni in (("mesh", "web", API), ("join", None, JOIN), ("join", "web", JOIN)):
+                    with stage.connect(door, caller, sni) as client:
+                        assert client.get("/").status == 200
+                assert stays.get("/").status == 200
+                doors = stage.front.doors
+                until(lambda: [(len(door.open), len(door.peers)) for door in doors] == [(0, 1), (0, 0)], "forgotten")
+
+        await played(act)
+
+
 async def test_metrics_and_a_dead_application(tmp_path: Path) -> None:
     registry = Registry(time.monotonic)
     async with staged(tmp_path, registry=registry) as stage:

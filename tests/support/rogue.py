@@ -52,17 +52,24 @@ class Stream:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._behind = b""
 
     def head(self) -> int:
         line, _ = self.client.reader.head()
         return int(line.split(b" ")[1])
 
     def line(self) -> dict[str, Json]:
+        """The next one, however it was cut into chunks; an empty one: there are no more."""
         reader = self.client.reader
-        size = int(reader.until(b"\r\n")[:-2], 16)
-        data = reader.exactly(size)
-        assert reader.exactly(2) == b"\r\n"
-        found: dict[str, Json] = json.loads(data) if data else {}
+        while b"\n" not in self._behind:
+            size = int(reader.until(b"\r\n")[:-2], 16)
+            data = reader.exactly(size)
+            assert reader.exactly(2) == b"\r\n"
+            if not data:
+                return {}
+            self._behind += data
+        line, _, self._behind = self._behind.partition(b"\n")
+        found: dict[str, Json] = json.loads(line)
         return found
 
     def push(self) -> dict[str, Json]:

@@ -76,7 +76,7 @@ class Control:
     def __init__(self, pki: Pki, ttl: timedelta = LEAF_TTL, *, clock: timedelta = timedelta(), name: str = "one"):
         self.pki, self.ttl, self.clock, self.name = pki, ttl, clock, name
         self.heartbeat_s = 0.3
-        self.protocol = [1, 1]
+        self.protocol = [1, 2]
         self.resources: dict[str, tuple[str, Json]] = {}
         self.sidecars: dict[str, Known] = {}
         self.tokens: dict[str, str] = {}
@@ -368,7 +368,7 @@ class Control:
 
 
 def _order(name: str) -> tuple[int, str]:
-    kinds = ("bundle", "bans", "names", "endpoints", "service")
+    kinds = ("bundle", "bans", "names", "cookies", "endpoints", "service")
     return kinds.index(name.partition("/")[0]), name
 
 

@@ -134,6 +134,7 @@ class Catalogue:
     def __init__(self) -> None:
         self.compiled = Compiled()
         self._expected: dict[tuple[str, Content], Part] = {}
+        self._trial: tuple[Compiled, Compiled] | None = None  # what it began from, and what came out
 
     @property
     def snapshot(self) -> Snapshot:
@@ -156,8 +157,9 @@ class Catalogue:
         """`implicit`: services that are there without a document. `damaged`: documents that cannot be read from the
         store, and why: they are none, and yet not absent."""
         levels, parts = self.parts(defaults, enforced, services, damaged or {})
-        self.compiled = compile_policy(self.compiled, *levels, parts, implicit)
-        self._expected = {}
+        trial = self._foreseen(levels, parts) if not implicit else None
+        self.compiled = compile_policy(trial or self.compiled, *levels, parts, implicit)
+        self._expected, self._trial = {}, None
 
     def parts(
         self,
@@ -189,9 +191,19 @@ class Catalogue:
             return before
         return self._expected.get((name, content)) or part_of(name, document)
 
-    def expect(self, parts: Mapping[str, Part]) -> None:
-        """Parts of documents (by name) that are about to come, so that they need not be decoded again."""
+    def expect(self, parts: Mapping[str, Part], before: Compiled, after: Compiled) -> None:
+        """Parts of documents (by name) that are about to come, so that they need not be decoded again; and what they
+        make of `before`, so that it need not be resolved again."""
         self._expected = {(name, part.content): part for name, part in parts.items()}
+        self._trial = before, after
+
+    def _foreseen(self, levels: tuple[Part | None, Part | None], parts: Mapping[str, Part]) -> Compiled | None:
+        """What was foreseen, where exactly that has come, to what stood then."""
+        if self._trial is None or self._trial[0] is not self.compiled:
+            return None
+        trial = self._trial[1]
+        same = trial.defaults is levels[0] and trial.enforced is levels[1] and trial.parts == parts
+        return trial if same and trial.built.keys() == parts.keys() else None
 
 
 def _kept(fresh: Part, before: Part | None) -> Part:

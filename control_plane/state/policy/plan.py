@@ -162,7 +162,8 @@ def _plan(policy: Policy, wanted: Wanted, base: int | None, by: _By, catalogue: 
     diff = tuple(_difference(name, policy, document) for name, document in sorted(wanted.after.items()))
     if not wanted.after:
         return Plan(policy.latest, (), (), (), warnings, texts, trial.snapshot)
-    catalogue.expect({name: wanted.parts[name] for name, document in wanted.after.items() if document is not None})
+    coming = {name: wanted.parts[name] for name, document in wanted.after.items() if document is not None}
+    catalogue.expect(coming, known, trial)
     operations, compares = _transaction(policy, wanted, by)
     return Plan(policy.latest + 1, operations, compares, diff, warnings, texts, trial.snapshot)
 

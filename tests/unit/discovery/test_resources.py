@@ -261,3 +261,39 @@ async def test_endpoints_that_cannot_be_served_are_told_apart() -> None:
         return Refusal("no")
 
     assert (await settle([], "service/own", True, never))[BASE] == "no"
+
+
+# -- keys of cookies
+
+
+def cookies(*keys: Any) -> Resource:
+    return Resource("cookies", "c", {"keys": list(keys)})
+
+
+def test_keys_of_cookies_are_held_and_not_taken_back() -> None:
+    holdings = holding(cookies({"key": "ab" * 32}, {"key": "cd" * 32, "until": 1500}))
+    held = holdings.cookies
+    assert held is not None and held.key == b"\xab" * 32 and held.former == ((b"\xcd" * 32, 1500.0),)
+    assert holdings.versions() == {"cookies": "c"} and "ab" * 8 not in repr(held) and "\\xab" not in repr(held)
+    assert not holdings.take([], ["cookies"]).changed and holdings.cookies is held
+    assert holdings.take([cookies({"key": "ef" * 32, "more": 1})]).changed == {"cookies"}
+    assert holdings.cookies is not None and holdings.cookies.key == b"\xef" * 32 and holdings.cookies.former == ()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, [], {}, {"keys": []}, {"keys": "geheim"}, {"keys": ["geheim"]}, {"keys": [{"key": "geheim"}]},
+        {"keys": [{"key": "G" * 64}]}, {"keys": [{"key": "AB" * 32}]}, {"keys": [{"key": "ab " * 22}]},
+        {"keys": [{"key": "ab" * 32}] * 9}, {"keys": [{"key": "ab" * 32, "until": "geheim"}]},
+        {"keys": [{"key": "ab" * 32, "until": float("nan")}]}, {"keys": [{"key": "ab" * 32, "until": 10**400}]},
+        {"keys": [{"key": "ab" * 32, "until": True}]}, {"keys": [{"until": 1.0}]},
+    ],
+)  # fmt: skip
+def test_keys_of_cookies_that_cannot_be_read_change_nothing(data: Any) -> None:
+    holdings = holding(cookies({"key": "cd" * 32}))
+    taken = holdings.take([Resource("cookies", "d", data)])
+    assert taken.rejected.keys() == {"cookies"} and not taken.changed
+    assert "geheim" not in taken.rejected["cookies"] and "ab" * 8 not in taken.rejected["cookies"]
+    assert holdings.cookies is not None and holdings.cookies.key == b"\xcd" * 32
+    assert holdings.versions() == {"cookies": "c"}

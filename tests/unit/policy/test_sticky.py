@@ -93,3 +93,18 @@ def test_cookies_of_endpoints_hide_addresses_and_are_not_those_of_versions() -> 
     assert Sticky("c", 60.0, KEY, "reviews").read(pair, 0.0) is None
     value = value_of(pair)
     assert b"10.0" not in urlsafe_b64decode(value + b"=" * (-len(value) % 4))
+
+
+def test_what_a_former_key_has_made_is_honoured_until_then() -> None:
+    former = Sticky("c", 3600.0, KEY[::-1], "reviews", by_endpoint=True)
+    now = Sticky("c", 3600.0, KEY, "reviews", by_endpoint=True, former=((KEY[::-1], 1500.0), (bytes(32), 9e9)))
+    token = former.token("10.0.0.1:80")
+    pair = former.issue(token, 1000.0).split(b";")[0]
+    assert now.read(pair, 1499.0) == token and now.read(pair, 1500.0) is None
+    oldest = Sticky("c", 60.0, bytes(32), "reviews", by_endpoint=True)
+    pair = oldest.issue("x", 1000.0).split(b";")[0]
+    assert now.read(pair, 1059.0) == "x" and now.read(pair, 1060.0) is None, "its own end holds all the same"
+    tokens = list(now.tokens("10.0.0.1:80"))
+    assert tokens == [now.token("10.0.0.1:80"), token, oldest.token("10.0.0.1:80")] and len(set(tokens)) == 3
+    fresh = now.issue("x", 1000.0).split(b";")[0]
+    assert former.read(fresh, 1000.0) is None, "none is made with a former key"

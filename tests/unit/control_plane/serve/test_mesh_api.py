@@ -163,6 +163,40 @@ async def test_a_hello_then_a_push_then_an_answer(kit: Kit, autojump_clock: Mock
     assert not kit.replica.hub.streams
 
 
+async def test_keys_of_cookies_are_those_of_the_certificates_service(kit: Kit, autojump_clock: MockClock) -> None:
+    def keys(stream: Call) -> list[Any]:
+        pushed = [each for line in stream.lines if line["type"] == "push" for each in line["resources"]]
+        return [each["data"]["keys"] for each in pushed if each["name"] == "cookies"]
+
+    await kit.join("c", "web")
+    first, second = await kit.stream(protocol=[1, 2]), await kit.stream("c", protocol=[1, 2])
+    other = await kit.stream("b", "reviews", protocol=[1, 2])
+    assert keys(first) == keys(second) != keys(other) and len(keys(first)) == len(keys(other)) == 1
+    assert not keys(await kit.stream(protocol=[1, 1])), "it would refuse what it does not know"
+    impostor = Call(kit, "/v1/stream", "b", "reviews")
+    impostor.tell({"protocol": [1, 2], "service": "web"})
+    assert (await impostor.run()).status == 403 and not keys(other)[1:]
+
+    (before,) = keys(first)
+    await kit.answered(second, "c")
+    await kit.replica.cookies.rotate(60.0)
+    await trio.sleep(0.1)
+    assert len(keys(second)) == 2 and keys(second)[1][1]["key"] == before[0]["key"] != keys(second)[1][0]["key"]
+
+
+async def test_what_streams_hold_in_common_is_held_once(kit: Kit, autojump_clock: MockClock) -> None:
+    resources = kit.replica.resources.held
+    await kit.stream(held={name: resources[name].version for name in ("names", "bans")})
+    await kit.stream("b", "reviews")
+    for sidecar in "ab":
+        held = kit.replica.hub.streams[sidecar].held
+        names = {each.name: each for each in resources.values()}
+        assert all(name is names[name].name and held[name] is names[name].version for name in held if "/" not in name)
+    await kit.post("/v1/heartbeat", {"edges": [["reviews", 5, 0]]})
+    (name,) = kit.replica.hub.streams["a"].edges
+    assert name is kit.replica.catalogue.snapshot.services["reviews"].name
+
+
 async def test_a_store_that_is_away_or_slow_does_not_hold_a_stream_up(kit: Kit, autojump_clock: MockClock) -> None:
     kit.store.delay_s = 30.0
     stream = await kit.stream()

@@ -100,6 +100,36 @@ async def test_policy_becomes_resources_and_its_revision_is_told(kit: Kit, autoj
         assert stream.dirty
 
 
+async def test_a_change_of_what_holds_for_all_makes_no_endpoints_anew(
+    kit: Kit, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kit.running() as replica:
+        put: list[str] = []
+        really = replica.resources.put_endpoints
+        monkeypatch.setattr(
+            replica.resources, "put_endpoints", lambda name, specs: put.append(name) or really(name, specs)
+        )
+
+        async def apply(number: int, **documents: str) -> None:
+            texts = {
+                name.replace("_", "/"): f"  {name.partition('_')[2]}: {text}\n" for name, text in documents.items()
+            }
+            after = {name: Document("mesh.yaml", 3, text, "ana", EPOCH, number) for name, text in texts.items()}
+            if "defaults" in after:
+                after["defaults"] = Document("mesh.yaml", 1, documents["defaults"], "ana", EPOCH, number)
+            put.clear()
+            await replica.commit([Put(change_key(number), encode(Change("ana", EPOCH, after=after)))])
+            await trio.sleep(0.6)
+
+        await apply(1, services_reviews='{address: ["10.0.0.1:1"]}', services_web="{}")
+        assert told(replica, "reviews") == [1] and sorted(put) == ["reviews", "web"]
+        version = replica.resources.held["service/reviews"].version
+        await apply(2, defaults="defaults:\n  timeout: {idle: 61s}\n")
+        assert replica.resources.held["service/reviews"].version != version and not put
+        await apply(3, services_reviews='{address: ["10.0.0.1:2"]}')
+        assert told(replica, "reviews") == [2] and put == ["reviews"]
+
+
 async def test_changes_are_gathered_but_removals_go_at_once(kit: Kit, autojump_clock: MockClock) -> None:
     async with kit.running() as replica:
         await connect(replica, "a", "web", 1)

@@ -6,6 +6,7 @@ import pytest
 from support.policy_shelf import Shelf
 
 from control_plane.state.policy import (
+    Catalogue,
     Difference,
     NotAllowed,
     PolicyConflict,
@@ -17,9 +18,10 @@ from control_plane.state.policy import (
 )
 from control_plane.state.policy.history import HISTORY_MAX
 from control_plane.state.policy.plan import DIRECT_MAX
-from control_plane.state.records import Document, change_key
+from control_plane.state.records import Document, change_key, encode
 from control_plane.store.base import Conflict, Delete, Put
 from sidecar.model.problems import render
+from sidecar.model.snapshot import Snapshot
 
 MESH = """\
 version: 1
@@ -277,6 +279,47 @@ def test_a_dry_run_is_a_plan() -> None:
     assert plan.diff and made.entries == before
     made.follow()
     assert "a" not in made.catalogue.snapshot.services
+
+
+def fresh(made: Shelf, implicit: tuple[str, ...] = ()) -> Snapshot:
+    """What somebody makes of the same documents who has seen nothing before."""
+    catalogue, policy = Catalogue(), made.policy
+    catalogue.update(policy.defaults, policy.enforced, policy.services, implicit, policy.damaged)
+    return catalogue.snapshot
+
+
+def test_what_was_planned_is_not_resolved_again_when_it_comes() -> None:
+    made = shelf()
+    for files in (
+        {"defaults.yaml": "version: 1\ndefaults:\n  timeout: {total: 9s}\n"},
+        {"more.yaml": one("more", "{calls: {web: {}}}")},
+    ):
+        before = made.catalogue.snapshot
+        plan = made.apply(files)
+        assert made.catalogue.snapshot is plan.snapshot
+        assert made.catalogue.snapshot == fresh(made) != before
+    made.follow()
+    assert made.catalogue.snapshot is plan.snapshot
+
+
+def test_what_was_planned_and_did_not_come_counts_for_nothing() -> None:
+    made = shelf()
+    made.plan({"mesh.yaml": one("api", "{ports: {http: {port: 81}}}")})
+    made.follow()
+    assert made.catalogue.snapshot.services["api"].ports[0].number == 80
+    first, second = made.plan({"a.yaml": one("a")}), made.plan({"b.yaml": one("b")})
+    made.do(first)  # the other one was foreseen
+    assert made.catalogue.snapshot == fresh(made) and second.snapshot != first.snapshot
+    planned = made.plan({"c.yaml": one("c")})
+    made.commit(planned.operations, planned.compares)
+    made.follow(["lonely"])  # somebody may join as it meanwhile
+    assert {"c", "lonely"} <= made.catalogue.snapshot.services.keys()
+    assert made.catalogue.snapshot == fresh(made, ("lonely",))
+    # The last good service stays, not one that was only tried.
+    tried = made.plan({"a.yaml": one("a", "{ports: {http: {port: 7}}}")})
+    made.put("policy/services/a", encode(Document("a.yaml", 3, "  a: {nonsense: 1}\n", "ana", 1.0, 9)))
+    made.follow()
+    assert tried.snapshot.services["a"].ports and made.catalogue.snapshot.services["a"].ports == ()
 
 
 def test_rollback() -> None:
