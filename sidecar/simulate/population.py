@@ -4,7 +4,6 @@ Must not know outages, load or time. Invariant: every endpoint has a name of its
 policy.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -17,14 +16,10 @@ from sidecar.policy.endpoint import endpoint_key
 from .fields import ENDPOINTS_MAX
 from .scenario import Behaviour, Capacity, ColdStart, EndpointModel, Errors, Latency, ServiceModel, Step
 
-ONLY_REQUESTS = "leave it out: only requests are rehearsed"
-BEFORE_THE_END = "let it be earlier, or the run (`duration`) longer"
 BUILT_IN = Behaviour(latency=Latency("fixed", 0.010))
 
 
-def services_of(
-    scenario: Block, snapshot: Snapshot, sink: Sink, blind: bool, duration_s: float = math.inf
-) -> dict[str, ServiceModel]:
+def services_of(scenario: Block, snapshot: Snapshot, sink: Sink, blind: bool) -> dict[str, ServiceModel]:
     """`blind`: the policy could not be read, so nothing is said of what it lacks."""
     models: dict[str, ServiceModel] = {}
     stated: Mapping[str, Stated] = scenario.get("services") or {}
@@ -35,35 +30,32 @@ def services_of(
             help = sink.suggest(name, snapshot.services) or f"known: {clip(known, 200)}"
             sink.error("P0501", f'the policy has no service "{clip(name)}"', each.key, help=help)
         elif policy is not None and policy.ports and not any(port.protocol.value != "tcp" for port in policy.ports):
-            sink.error("P0505", f'the service "{clip(name)}" serves no requests: its ports are TCP', each.key, help=ONLY_REQUESTS)
-        models[name] = _model(name, each.value, policy or Service(name), duration_s, sink)
+            sink.error("P0505", f'the service "{clip(name)}" serves no requests: its ports are TCP', each.key)
+        models[name] = _model(name, each.value, policy or Service(name), sink)
     for each in stated.values():
         for call in each.value.get("calls") or ():
             to = call.stated("to")
             if to is not None and to.value not in models:
                 help = sink.suggest(to.value, models) or "add it to `services`"
                 sink.error("P0501", f'the scenario has no service "{clip(to.value)}"', to.node, help=help)
-    _find_unplayed(models, stated, snapshot, sink)
-    _find_namesakes(models, stated, sink)
     if sum(len(model.endpoints) for model in models.values()) > ENDPOINTS_MAX:
-        message = f"the scenario has more than {ENDPOINTS_MAX} endpoints"
-        sink.error("P0114", message, scenario.node, help="rehearse with fewer: a policy does not care")
+        sink.error("P0114", f"the scenario has more than {ENDPOINTS_MAX} endpoints", scenario.node)
     _find_circle(models, stated, sink)
     return models
 
 
-def _model(name: str, block: Block, policy: Service, duration_s: float, sink: Sink) -> ServiceModel:
+def _model(name: str, block: Block, policy: Service, sink: Sink) -> ServiceModel:
     propagates = block.get("propagates")
     return ServiceModel(
         name,
-        tuple(_endpoints(name, block, policy, duration_s, sink)),
+        tuple(_endpoints(name, block, policy, sink)),
         tuple(_step(call) for call in block.get("calls") or () if call.get("to") is not None),
         True if propagates is None else propagates,
         block.get("on_cancel") == "stop",
     )
 
 
-def _endpoints(name: str, block: Block, policy: Service, duration_s: float, sink: Sink) -> list[EndpointModel]:
+def _endpoints(name: str, block: Block, policy: Service, sink: Sink) -> list[EndpointModel]:
     own = behaviour(block, sink)
     groups = block.get("endpoints")
     port = policy.ports[0].number if policy.ports else 80
@@ -79,12 +71,8 @@ def _endpoints(name: str, block: Block, policy: Service, duration_s: float, sink
         labels = {key: each.value for key, each in (said.get("labels") or {}).items()}
         weight, zone = said.get("weight"), said.get("zone") or ""
         starts_s, ends_s = said.get("from") or 0.0, said.get("until")
-        if starts_s >= duration_s:
-            message = f'the endpoints "{clip(group)}" start after the run has ended'
-            sink.error("P0503", message, said.fields["from"].node, f"the run lasts {duration_s:g}s", BEFORE_THE_END)
         if ends_s is not None and ends_s <= starts_s:
-            message = f'the endpoints "{clip(group)}" end before they start'
-            sink.error("P0503", message, said.fields["until"].node, help="let `until` be later than `from`")
+            sink.error("P0503", f'the endpoints "{clip(group)}" end before they start', said.fields["until"].node)
         for number in range(1, (said.get("count") or 1) + 1):
             each = f"{name}-{group}-{number}"
             spec = EndpointSpec(
@@ -152,42 +140,15 @@ def latency_of(stated: Stated | None, sink: Sink) -> Latency | None:
         if low is None or high is None:
             return None
         if low > high:
-            sink.error("P0502", "min is greater than max", said.node, help="exchange the two")
+            sink.error("P0502", "min is greater than max", said.node)
         return Latency("uniform", low, high)
     if keys == ["p50", "p99"]:
         p50, p99 = said.get("p50"), said.get("p99")
         if not 0.0 < p50 <= p99:
-            sink.error("P0502", "p50 is above 0, and p99 not less than p50", said.node, help="raise p99, or say `fixed`")
+            sink.error("P0502", "p50 is above 0, and p99 not less than p50", said.node)
         return Latency("lognormal", p50, p99)
-    what = "this says no latency" if keys in ([], ["p50"], ["p99"]) else "this says more than one latency"
-    sink.error("P0502", what, said.node, help="say one of fixed, uniform, or p50 with p99")
+    sink.error("P0502", "this says no latency", said.node, help="say fixed, uniform, or p50 with p99")
     return None
-
-
-def _find_unplayed(
-    models: Mapping[str, ServiceModel], stated: Mapping[str, Stated], snapshot: Snapshot, sink: Sink
-) -> None:
-    """A fallback asks another service, which is not there unless the scenario says how it behaves."""
-    for name in models:
-        policy = snapshot.services.get(name)
-        for route in policy.routes if policy is not None else ():
-            other = route.fallback.service if route.fallback is not None else None
-            if other is not None and other not in models:
-                message = f'the scenario has no service "{clip(other)}", to which the route "{clip(route.name)}" falls back'
-                sink.error("P0501", message, stated[name].key, help=f"add `{clip(other)}: {{}}` to `services`")
-
-
-def _find_namesakes(models: Mapping[str, ServiceModel], stated: Mapping[str, Stated], sink: Sink) -> None:
-    """An endpoint is known by its name, or its address, alone."""
-    owners: dict[str, str] = {}
-    for service, model in models.items():
-        for endpoint in model.endpoints:
-            first = owners.setdefault(endpoint.name, service)
-            if first != service:
-                message = f'"{clip(service)}" and "{clip(first)}" both have an endpoint {clip(endpoint.name)}'
-                help = "rename a group of `endpoints`, or state `endpoints` for one that has the address of another"
-                sink.error("P0116", message, stated[service].key, help=help)
-                break
 
 
 def _find_circle(models: Mapping[str, ServiceModel], stated: Mapping[str, Stated], sink: Sink) -> None:
@@ -198,8 +159,7 @@ def _find_circle(models: Mapping[str, ServiceModel], stated: Mapping[str, Stated
     def visit(name: str) -> None:
         if name in path:
             circle = [*path[path.index(name) :], name]
-            message = f"services call each other in a circle: {' → '.join(circle)}"
-            sink.error("P0504", message, stated[name].key, help="leave out one of these `calls`")
+            sink.error("P0504", f"services call each other in a circle: {' → '.join(circle)}", stated[name].key)
             done.update(circle)
             return
         if name in done or name not in models:
