@@ -335,9 +335,7 @@ class ControlPlane:
             refused = await settle(candidates, own, holdings.has_own, attempt)
             base = refused.pop(BASE, None)
             if base is not None:
-                for name in taken.changed - taken.services.keys() - {COOKIES}:
-                    holdings.restore(before.get(name), name)
-                    refused[name] = base
+                refused |= dict.fromkeys(holdings.take_back(taken, before), base)
         for name, (resource, service) in taken.services.items():
             if name not in refused:
                 holdings.accept(resource, service)

@@ -158,6 +158,15 @@ class Holdings:
         else:
             self._read(resource, Taken())
 
+    def take_back(self, taken: Taken, before: Mapping[str, Resource | None]) -> list[str]:
+        """Not even what was held can be served with what was taken at once: hold `before` again, and give the names.
+        What always applies stays, bans above all."""
+        changed = sorted(taken.changed - taken.services.keys())
+        names = [name for name in changed if name.startswith((ENDPOINTS, SERVICE))]
+        for name in names:
+            self.restore(before.get(name), name)
+        return names
+
     def _drop(self, name: str) -> bool:
         held = self.resources.pop(name, None)
         kind, _, service = name.partition("/")

@@ -173,6 +173,20 @@ def test_bans_and_names() -> None:
     assert holdings.bans == frozenset()
 
 
+def test_what_always_applies_is_never_taken_back() -> None:
+    """A ban that came with endpoints that nothing can be served with holds, and is kept."""
+    holdings = holding(service("web"), endpoints("shop", 1))
+    ban = Resource("bans", "b2", {"identities": ["spiffe://mesh.local/service/mallory"]})
+    names = Resource("names", "n2", ["shop", "web"])
+    fresh = endpoints("shop", 2)
+    before = {each.name: holdings.resources.get(each.name) for each in (ban, names, fresh)}
+    taken = holdings.take([ban, names, fresh])
+    assert holdings.take_back(taken, before) == ["endpoints/shop"]
+    assert holdings.bans == {"spiffe://mesh.local/service/mallory"} and holdings.names == {"shop", "web"}
+    assert [each.port for each in holdings.endpoints["shop"]] == [1]
+    assert holdings.versions() == {"service/web": "web-1", "endpoints/shop": "e(1,)", "bans": "b2", "names": "n2"}
+
+
 def test_restore_brings_back_what_was_there() -> None:
     holdings = holding(service("web"), endpoints("reviews", 1))
     before = holdings.resources["endpoints/reviews"]
